@@ -1,0 +1,66 @@
+# Two commands are enough to start: `make demo` and `make test`. Each makes .venv and installs when needed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DOCS   := $(VENV)/.docs
+PYTEST ?=
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test quick lint format types docs docs-serve bench build clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	@echo "Installing into $(VENV) (PyTorch is large: this takes a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@touch $@
+
+install: $(READY)  ## make .venv and install what development needs
+
+demo: $(READY)  ## train on real handwritten digits and write a report a person can read
+	@$(BIN)/protolearn demo
+
+test: $(READY)  ## every test and every example in the docstrings
+	@$(BIN)/python -m pytest $(PYTEST)
+
+quick: $(READY)  ## the tests that take less than about ten seconds each
+	@$(BIN)/python -m pytest -m 'not slow' $(PYTEST)
+
+lint: $(READY)  ## style and likely bugs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(READY)  ## rewrite the files in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(READY)  ## type annotations: strict for core, objectives and structures
+	@$(BIN)/mypy
+
+docs: $(DOCS)  ## build the documentation site into site/
+	@$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(DOCS)  ## the documentation site on this machine, rebuilt as you write
+	@$(BIN)/mkdocs serve
+
+bench: $(READY)  ## the speed table of benchmarks/README.md
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@$(BIN)/python -m benchmarks
+
+build: $(READY)  ## wheel and source archive into dist/
+	@$(BIN)/python -m build --no-isolation --outdir dist
+
+clean:  ## remove what make made, the environment included
+	rm -rf $(VENV) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

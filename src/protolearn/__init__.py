@@ -1,0 +1,85 @@
+"""Models that reason by cases: an input is compared with prototypes, and the comparison is the explanation.
+
+Public names are listed by hand in ``_PUBLIC`` and imported when first used, so ``import protolearn`` is cheap and the
+command line can print its help without loading PyTorch.
+
+Examples
+--------
+>>> import protolearn
+>>> "fit" in dir(protolearn)
+True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. To publish a name, add it here and in the block below; a test holds them equal.
+_PUBLIC: dict[str, str] = {
+    "Explanation": "protolearn.structures",
+    "ImageEncoder": "protolearn.encoders",
+    "Output": "protolearn.structures",
+    "ProtoPNet": "protolearn.methods.parts.protopnet",
+    "PrototypeBank": "protolearn.core",
+    "PrototypeClassifier": "protolearn.interop.estimator",
+    "Tokens": "protolearn.structures",
+    "digits": "protolearn.data",
+    "fit": "protolearn.training",
+    "get_method": "protolearn.core",
+    "list_methods": "protolearn.core",
+    "load": "protolearn.training",
+    "load_cases": "protolearn.data",
+    "report": "protolearn.explain",
+    "save": "protolearn.training",
+    "verify": "protolearn.training",
+}
+
+if TYPE_CHECKING:
+    from protolearn.core import PrototypeBank, get_method, list_methods
+    from protolearn.data import digits, load_cases
+    from protolearn.encoders import ImageEncoder
+    from protolearn.explain import report
+    from protolearn.interop.estimator import PrototypeClassifier
+    from protolearn.methods.parts.protopnet import ProtoPNet
+    from protolearn.structures import Explanation, Output, Tokens
+    from protolearn.training import fit, load, save, verify
+
+__all__ = [
+    "Explanation",
+    "ImageEncoder",
+    "Output",
+    "ProtoPNet",
+    "PrototypeBank",
+    "PrototypeClassifier",
+    "Tokens",
+    "__version__",
+    "digits",
+    "fit",
+    "get_method",
+    "list_methods",
+    "load",
+    "load_cases",
+    "report",
+    "save",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    module = _PUBLIC.get(name)
+    if module is None:
+        from protolearn.errors import nearest_names
+
+        raise AttributeError(f"protolearn has no attribute {name!r}: {nearest_names(name, _PUBLIC)}", name=name)
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return every public name, imported or not."""
+    return sorted({*globals(), *_PUBLIC})
