@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
-PYTEST ?=
+PYTEST ?= -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
@@ -18,12 +18,12 @@ help:  ## what can be made
 $(READY): pyproject.toml
 	@echo "Installing into $(VENV) (PyTorch is large: this takes a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 $(DOCS): $(READY)
-	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	@$(BIN)/python -m pip install -qq --editable '.[dev,docs]'
 	@touch $@
 
 install: $(READY)  ## make .venv and install what development needs
@@ -55,7 +55,7 @@ docs-serve: $(DOCS)  ## the documentation site on this machine, rebuilt as you w
 	@$(BIN)/mkdocs serve
 
 bench: $(READY)  ## the speed table of benchmarks/README.md
-	@$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@$(BIN)/python -m pip install -qq --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks
 
 build: $(READY)  ## wheel and source archive into dist/

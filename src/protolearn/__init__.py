@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. To publish a name, add it here and in the block below; a test holds them equal.
+# Public name -> the module that defines it. To publish a name, add it here, in the block below and in __all__;
+# tests/test_package.py holds the three equal.
 _PUBLIC: dict[str, str] = {
     "Explanation": "protolearn.structures",
     "ImageEncoder": "protolearn.encoders",
