@@ -1,0 +1,159 @@
+"""The path of an input, composed: encoder, neck, bank, measure, similarity, pooling, head."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from protolearn.core.bank import PrototypeBank
+from protolearn.core.heads import Head
+from protolearn.core.matching import all_matches, best_match
+from protolearn.core.measures import Distance, Measure
+from protolearn.core.pooling import Pooling, max_pool
+from protolearn.core.similarities import Identity, ToSimilarity
+from protolearn.structures import Output, Tokens
+
+if TYPE_CHECKING:
+    from protolearn.core.method import Method
+
+
+class PrototypeModel(nn.Module):
+    """A model that compares the tokens of an input with prototypes and weighs what it finds.
+
+    Parameters
+    ----------
+    encoder : Module
+        ``inputs -> Tokens``.
+    neck : Module
+        ``(..., D_in) -> (..., D)`` on token values.
+    bank : PrototypeBank
+        The prototypes.
+    measure : Measure
+        How a token is compared with a prototype.
+    head : Head
+        From evidence to logits.
+    similarity : callable, optional
+        From distance to similarity; must fall with distance. Not for measures that are similarities.
+    pooling : callable, optional
+        Over positions; maximum by default, which is computed without the table of all positions.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Names, in the order of the logits.
+    method : Method or None
+        The settings it was built from.
+    metadata : dict
+        Plain JSON facts about data, seed and training, saved with the model.
+
+    Examples
+    --------
+    >>> from protolearn.core.heads import LinearEvidence
+    >>> from protolearn.core.measures import squared_l2
+    >>> from protolearn.core.similarities import LogRatio
+    >>> class Rows(nn.Module):
+    ...     def forward(self, inputs):
+    ...         return Tokens(inputs)
+    >>> bank = PrototypeBank(torch.eye(2), torch.eye(2))
+    >>> model = PrototypeModel(Rows(), nn.Identity(), bank, squared_l2,
+    ...                        LinearEvidence.from_ownership(bank.ownership), similarity=LogRatio())
+    >>> model(torch.tensor([[[1.0, 0.0], [1.0, 0.2]]])).logits.argmax().item()
+    0
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        neck: nn.Module,
+        bank: PrototypeBank,
+        measure: Measure,
+        head: Head,
+        *,
+        similarity: ToSimilarity | None = None,
+        pooling: Pooling = max_pool,
+    ) -> None:
+        super().__init__()
+        if isinstance(measure, Distance) and similarity is None:
+            raise ValueError(f"{measure.name} is a distance: say how it becomes a similarity")
+        self.encoder, self.neck, self.bank, self.head = encoder, neck, bank, head
+        self.measure, self.pooling = measure, pooling
+        self.similarity: ToSimilarity = Identity() if similarity is None else similarity
+        self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
+        self.method: Method | None = None
+        self.metadata: dict[str, Any] = {}
+
+    def encode(self, inputs: Tensor) -> Tokens:
+        """Return the encoder's tokens, before the neck: what a cache of frozen features holds."""
+        tokens = self.encoder(inputs)
+        if not isinstance(tokens, Tokens):
+            raise TypeError(f"an encoder returns Tokens, got {type(tokens).__name__}")
+        return tokens
+
+    def embed(self, tokens: Tokens) -> Tokens:
+        """Return tokens after the neck: what prototypes are compared with."""
+        return tokens.replace(values=self.neck(tokens.values))
+
+    def score(self, tokens: Tokens) -> Output:
+        """Return every intermediate from embedded tokens to logits."""
+        usable = self.bank.usable
+        if self.pooling is max_pool:
+            pooled, positions = best_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            similarities = self.similarity(pooled)  # falls with distance, so it commutes with the maximum
+        else:
+            table = all_matches(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            similar = self.similarity(table)
+            found = self.measure.nearest(table, dim=1)
+            pooled, positions = found
+            similarities = self.pooling(similar, tokens.mask)
+        evidence = similarities.masked_fill(~(usable & torch.isfinite(similarities)), 0.0)
+        distances = pooled.masked_fill(~usable, self.measure.farthest) if isinstance(self.measure, Distance) else None
+        similarities = similarities.masked_fill(~usable, float("-inf"))
+        logits = self.head(evidence)
+        return Output(tokens, distances, similarities, positions, evidence, logits, self.bank, self.head)
+
+    def forward(self, inputs: Tensor) -> Output:
+        """Return the whole path for a batch of inputs."""
+        return self.score(self.embed(self.encode(inputs)))
+
+    @torch.no_grad()
+    def maps(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+        """Return ``(B, P', S)`` similarities at every position, of some bank rows or of all.
+
+        ``tokens`` are embedded ones; the grid says how to fold the positions.
+        """
+        vectors = self.bank.vectors if rows is None else self.bank.vectors[..., rows, :]
+        return self.similarity(all_matches(tokens.values, vectors, self.measure, tokens.mask)).transpose(1, 2)
+
+    def prune(self, ids: Sequence[int] | Tensor) -> None:
+        """Remove prototypes from bank and head together."""
+        gone = self.bank.rows(ids)
+        keep = torch.ones(len(self.bank), dtype=torch.bool, device=gone.device)
+        keep[gone] = False
+        rows = keep.nonzero().squeeze(1)
+        self.bank.keep(rows)
+        self.head.keep(rows)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each group that a phase can train."""
+        return {
+            "encoder": list(self.encoder.parameters()),
+            "neck": list(self.neck.parameters()),
+            "prototypes": list(self.bank.parameters()),
+            "head": list(self.head.parameters()),
+        }
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over the weights of encoder and neck: tokens are comparable only under one fingerprint."""
+        digest = hashlib.sha256()
+        for part, module in (("encoder", self.encoder), ("neck", self.neck)):
+            for name, tensor in sorted(module.state_dict().items()):
+                if name.endswith("num_batches_tracked"):
+                    continue  # counts steps, changes no token
+                kept = tensor.detach().cpu().contiguous()
+                digest.update(f"{part}.{name}:{kept.dtype}:{tuple(kept.shape)};".encode())
+                digest.update(kept.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,34 @@
+"""Papers, one file each. Importing this package imports every page, so that the registry is full."""
+
+from __future__ import annotations
+
+from protolearn.core.method import Method, make_method, registered
+from protolearn.errors import UsageError, nearest_names
+from protolearn.methods.parts import protopnet
+
+__all__ = ["get_method", "list_methods", "make_method", "protopnet"]
+
+
+def list_methods() -> dict[str, type[Method]]:
+    """Return every method by name.
+
+    Examples
+    --------
+    >>> "protopnet" in list_methods()
+    True
+    """
+    return registered()
+
+
+def get_method(slug: str) -> type[Method]:
+    """Return a method's class by name.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the nearest names are suggested.
+    """
+    methods = registered()
+    if slug not in methods:
+        raise UsageError(f"no method is called {slug!r}: {nearest_names(slug, methods)}")
+    return methods[slug]

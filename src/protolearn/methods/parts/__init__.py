@@ -1,0 +1,1 @@
+"""Part prototypes: an input is known by parts that look like parts seen before."""

@@ -1,0 +1,240 @@
+"""The nouns that travel between the rooms: batches, tokens, outputs, sources, explanations.
+
+B batch, S positions of one input, D embedding width, P prototypes, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from protolearn.core.bank import PrototypeBank
+    from protolearn.core.heads import Head
+
+
+class Batch(NamedTuple):
+    """What a loader yields: inputs, labels ``(B,)`` int64 (-1 = unlabelled) and the stable case ids."""
+
+    inputs: Tensor
+    labels: Tensor
+    ids: list[str]
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels, ``x1`` and ``y1`` exclusive."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """An input as the set of things a prototype is compared with.
+
+    Attributes
+    ----------
+    values : Tensor
+        ``(B, S, D)``.
+    mask : Tensor or None
+        ``(B, S)`` bool, True where a position is real.
+    grid : tuple of int or None
+        How the positions are laid out, row-major: ``(H, W)``, ``(T,)`` or None for a set.
+    summary : Tensor or None
+        ``(B, D')`` one vector for the whole input, where the encoder has one.
+    input_size : tuple of int or None
+        Extent of the encoder's input along the axes of ``grid``, in pixels or samples.
+
+    Examples
+    --------
+    >>> tokens = Tokens(torch.zeros(1, 4, 8), grid=(2, 2), input_size=(32, 32))
+    >>> tokens.region(3)
+    Box(x0=16.0, y0=16.0, x1=32.0, y1=32.0)
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, ...] | None = None
+    summary: Tensor | None = None
+    input_size: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3:
+            raise ValueError(f"tokens must be (B, S, D), got {tuple(self.values.shape)}")
+        if self.mask is not None and self.mask.shape != self.values.shape[:2]:
+            raise ValueError(f"mask must be (B, S) = {tuple(self.values.shape[:2])}, got {tuple(self.mask.shape)}")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool (True = real), got {self.mask.dtype}")
+        if self.grid is not None and _product(self.grid) != self.values.shape[1]:
+            raise ValueError(f"grid {self.grid} does not lay out {self.values.shape[1]} positions")
+
+    def replace(self, **changes: Any) -> Tokens:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def region(self, position: int) -> Box | None:
+        """Return the cell of a position in input pixels, or None where positions have no place.
+
+        A cell is the position's share of the input (input size / grid), not its receptive field.
+        """
+        if self.grid is None or self.input_size is None:
+            return None
+        if len(self.grid) == 1:
+            step = self.input_size[0] / self.grid[0]
+            return Box(position * step, 0.0, (position + 1) * step, 1.0)
+        row, column = divmod(position, self.grid[1])
+        height, width = self.input_size[0] / self.grid[0], self.input_size[1] / self.grid[1]
+        return Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+@dataclass(frozen=True)
+class Source:
+    """The real case behind a prototype, precise enough to be recomputed.
+
+    Attributes
+    ----------
+    case : str
+        Stable id of the case.
+    content : str
+        SHA-256 of the decoded case, so that a renamed or altered file is noticed.
+    position : int
+        Index of the token in that case.
+    region : Box or None
+        The token's cell in pixels of the original picture.
+    distance : float
+        How far the prototype was from this token before it was moved onto it, in the model's own measure.
+    encoder : str
+        Fingerprint of encoder and neck at the time.
+    label : int or None
+        Class index of the case.
+    """
+
+    case: str
+    content: str
+    position: int
+    region: Box | None
+    distance: float
+    encoder: str
+    label: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        plain = dataclasses.asdict(self)
+        plain["region"] = None if self.region is None else list(self.region)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Source:
+        """Build from :meth:`to_dict`'s output; unknown or missing fields raise ``ValueError``."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(plain) - names or names - {"label"} - set(plain):
+            raise ValueError(f"a source has the fields {sorted(names)}, got {sorted(plain)}")
+        region = plain["region"]
+        return cls(**{**plain, "region": None if region is None else Box(*map(float, region))})
+
+
+@dataclass(frozen=True)
+class Output:
+    """Every intermediate of the path from tokens to logits; objectives and explanations read it.
+
+    Attributes
+    ----------
+    tokens : Tokens
+        After the neck, as compared.
+    distances : Tensor or None
+        ``(B, P)`` pooled distance; None where the measure is a similarity. Inactive prototypes: +inf.
+    similarities : Tensor
+        ``(B, P)`` pooled similarity. Inactive prototypes: -inf.
+    positions : Tensor
+        ``(B, P)`` int64: where the pooled value was found.
+    evidence : Tensor
+        ``(B, P)`` what the head weighs; 0 for inactive prototypes.
+    logits : Tensor
+        ``(B, C)``.
+    bank, head
+        The modules that made it, for terms on prototypes and weights.
+    branches : mapping
+        Outputs of the single banks where a model has several.
+    """
+
+    tokens: Tokens
+    distances: Tensor | None
+    similarities: Tensor
+    positions: Tensor
+    evidence: Tensor
+    logits: Tensor
+    bank: PrototypeBank
+    head: Head
+    branches: Mapping[str, Output] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One prototype's part in one logit. ``contribution`` is evidence times weight."""
+
+    prototype: int
+    similarity: float
+    evidence: float
+    weight: float
+    contribution: float
+    distance: float | None
+    position: int
+    region: Box | None
+    owner: int | None
+    source: Source | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one case got one logit: rows in order of absolute contribution; their sum plus ``bias`` is the logit.
+
+    ``rows`` holds every active prototype, so that the sum can be checked; ``top(n)`` gives the ones to show.
+    """
+
+    case: str
+    target: int
+    predicted: int
+    label: int | None
+    logit: float
+    bias: float
+    probability: float
+    rows: tuple[LedgerRow, ...]
+
+    @property
+    def total(self) -> float:
+        """Sum of contributions and bias, equal to ``logit`` up to rounding."""
+        return self.bias + sum(row.contribution for row in self.rows)
+
+    def top(self, most: int) -> tuple[LedgerRow, ...]:
+        """Return the rows with the largest absolute contributions."""
+        return self.rows[:most]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+        plain["rows"] = []
+        for row in self.rows:
+            entry = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+            entry["region"] = None if row.region is None else list(row.region)
+            entry["source"] = None if row.source is None else row.source.to_dict()
+            plain["rows"].append(entry)
+        return plain
+
+    def to_json(self) -> str:
+        """Return one JSON object."""
+        return json.dumps(self.to_dict(), allow_nan=False)
