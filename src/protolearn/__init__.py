@@ -24,13 +24,13 @@ _PUBLIC: dict[str, str] = {
     "ImageEncoder": "protolearn.encoders",
     "Output": "protolearn.structures",
     "ProtoPNet": "protolearn.methods.parts.protopnet",
-    "PrototypeBank": "protolearn.core",
+    "PrototypeBank": "protolearn.core.bank",
     "PrototypeClassifier": "protolearn.interop.estimator",
     "Tokens": "protolearn.structures",
     "digits": "protolearn.data",
     "fit": "protolearn.training",
-    "get_method": "protolearn.core",
-    "list_methods": "protolearn.core",
+    "get_method": "protolearn.methods",
+    "list_methods": "protolearn.methods",
     "load": "protolearn.training",
     "load_cases": "protolearn.data",
     "report": "protolearn.explain",
@@ -39,11 +39,12 @@ _PUBLIC: dict[str, str] = {
 }
 
 if TYPE_CHECKING:
-    from protolearn.core import PrototypeBank, get_method, list_methods
+    from protolearn.core.bank import PrototypeBank
     from protolearn.data import digits, load_cases
     from protolearn.encoders import ImageEncoder
     from protolearn.explain import report
     from protolearn.interop.estimator import PrototypeClassifier
+    from protolearn.methods import get_method, list_methods
     from protolearn.methods.parts.protopnet import ProtoPNet
     from protolearn.structures import Explanation, Output, Tokens
     from protolearn.training import fit, load, save, verify
