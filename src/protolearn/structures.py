@@ -154,8 +154,8 @@ class Output:
 
     Attributes
     ----------
-    tokens : Tokens
-        After the neck, as compared.
+    tokens : Tokens or None
+        After the neck, as compared; None where scores were cached and the tokens were not.
     distances : Tensor or None
         ``(B, P)`` pooled distance; None where the measure is a similarity. Inactive prototypes: +inf.
     similarities : Tensor
@@ -172,7 +172,7 @@ class Output:
         Outputs of the single banks where a model has several.
     """
 
-    tokens: Tokens
+    tokens: Tokens | None
     distances: Tensor | None
     similarities: Tensor
     positions: Tensor

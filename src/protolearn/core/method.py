@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from protolearn.core.encoder import Encoder
 from protolearn.errors import UsageError, nearest_names
 from protolearn.structures import Output
 
@@ -45,7 +46,8 @@ class Train(Phase):
     decay : mapping
         Weight decay of a group, 0 where not named.
     step, gamma : int, float
-        The rates are multiplied by ``gamma`` after every ``step`` epochs of this run; 0 = never.
+        The rates are multiplied by ``gamma`` every ``step`` epochs of this run; 0 = never. The schedule is stepped
+        before an epoch, so the first fall comes with the run's epoch number ``step``, counted from 1.
     freeze_batch_norm : bool
         Keep batch-norm statistics fixed although the weights are trained.
     """
@@ -63,6 +65,10 @@ class Train(Phase):
                 raise UsageError(f"phase {self.name!r} names the group {group!r}: {nearest_names(group, GROUPS)}")
         if self.epochs < 0 or self.step < 0 or not self.rates:
             raise UsageError(f"phase {self.name!r} needs epochs >= 0, step >= 0 and at least one group with a rate")
+
+    def factor(self, done: int) -> float:
+        """Return what the rates are multiplied by after ``done`` epochs of this run."""
+        return self.gamma ** ((done + 1) // self.step) if self.step else 1.0
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,8 @@ class Method(ABC):
     verified: ClassVar[str]
 
     @abstractmethod
-    def build(self, encoder: nn.Module, classes: int, seed: int = 0) -> PrototypeModel:
-        """Return the untrained model for an encoder with a ``dim`` attribute and this many classes."""
+    def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
+        """Return the untrained model for this many classes; ``seed`` is the source of its initial weights."""
 
     @abstractmethod
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:

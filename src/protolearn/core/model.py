@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
+from protolearn.core.encoder import Encoder
 from protolearn.core.heads import Head
 from protolearn.core.matching import all_matches, best_match
 from protolearn.core.measures import Distance, Measure
@@ -26,7 +27,7 @@ class PrototypeModel(nn.Module):
 
     Parameters
     ----------
-    encoder : Module
+    encoder : Encoder
         ``inputs -> Tokens``.
     neck : Module
         ``(..., D_in) -> (..., D)`` on token values.
@@ -55,9 +56,12 @@ class PrototypeModel(nn.Module):
     >>> from protolearn.core.heads import LinearEvidence
     >>> from protolearn.core.measures import squared_l2
     >>> from protolearn.core.similarities import LogRatio
-    >>> class Rows(nn.Module):
+    >>> class Rows(Encoder):
+    ...     dim = 2
     ...     def forward(self, inputs):
     ...         return Tokens(inputs)
+    ...     def spec(self):
+    ...         return {}
     >>> bank = PrototypeBank(torch.eye(2), torch.eye(2))
     >>> model = PrototypeModel(Rows(), nn.Identity(), bank, squared_l2,
     ...                        LinearEvidence.from_ownership(bank.ownership), similarity=LogRatio())
@@ -67,7 +71,7 @@ class PrototypeModel(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         neck: nn.Module,
         bank: PrototypeBank,
         measure: Measure,
@@ -79,7 +83,10 @@ class PrototypeModel(nn.Module):
         super().__init__()
         if isinstance(measure, Distance) and similarity is None:
             raise ValueError(f"{measure.name} is a distance: say how it becomes a similarity")
-        self.encoder, self.neck, self.bank, self.head = encoder, neck, bank, head
+        self.encoder: Encoder = encoder
+        self.neck: nn.Module = neck
+        self.bank: PrototypeBank = bank
+        self.head: Head = head
         self.measure, self.pooling = measure, pooling
         self.similarity: ToSimilarity = Identity() if similarity is None else similarity
         self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
@@ -140,7 +147,7 @@ class PrototypeModel(nn.Module):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each group that a phase can train."""
         return {
-            "encoder": list(self.encoder.parameters()),
+            "encoder": self.encoder.tunable(),
             "neck": list(self.neck.parameters()),
             "prototypes": list(self.bank.parameters()),
             "head": list(self.head.parameters()),

@@ -16,9 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protolearn.core.bank import PrototypeBank
+from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
 from protolearn.core.method import Method, Phase, Project, Prune, Train, register
@@ -78,7 +79,7 @@ class ProtoPNet(Method):
         if not self.project_at or list(self.project_at) != sorted(set(self.project_at)) or self.project_at[0] < 1:
             raise UsageError(f"protopnet: project_at must be rising epoch numbers from 1, got {self.project_at}")
 
-    def build(self, encoder: nn.Module, classes: int, seed: int = 0) -> PrototypeModel:
+    def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
         draw = torch.Generator().manual_seed(seed)
         neck = make_neck(self.neck, encoder.dim, self.dim, generator=draw)
@@ -88,6 +89,7 @@ class ProtoPNet(Method):
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the four terms."""
+        assert out.distances is not None and isinstance(out.head, LinearEvidence), "build made it so"
         own = out.bank.owned_by(labels)
         other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
         return {
