@@ -8,6 +8,7 @@ PYTEST ?= -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
+export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test quick lint format types docs docs-serve bench build clean

@@ -1,0 +1,88 @@
+"""Fill pages with what the code itself says, so that they cannot fall behind it.
+
+Five lines are understood, each alone on its line:
+
+    {{ run: protolearn train --help }}    the output of a command, as a code block
+    {{ include: benchmarks/README.md }}   a file of the repository, its first heading left out
+    {{ methods }}                         a table of every registered method
+    {{ settings: protopnet }}             a table of a method's settings and their defaults
+    {{ public }}                          a table of the names that `import protolearn` offers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LINE = re.compile(r"^\{\{ (run|include|methods|settings|public)(?:: (.+?))? \}\}$", re.MULTILINE)
+
+
+def command_output(command: str) -> str:
+    """Run `protolearn ...` in this environment at a width that fits a page."""
+    program, *arguments = shlex.split(command)
+    if program != "protolearn":
+        raise ValueError(f"only protolearn is run for a page, not {program}")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from protolearn.cli import main; sys.exit(main())", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"`{command}` failed while building the page:\n{done.stderr}")
+    return re.sub(r"^usage: -c", "usage: protolearn", done.stdout, flags=re.MULTILINE)
+
+
+def fill(match: re.Match[str]) -> str:
+    what, argument = match.groups()
+    if what == "run":
+        return f"```text\n{command_output(argument).rstrip()}\n```"
+    if what == "include":
+        return re.sub(r"\A# .*\n", "", (ROOT / argument).read_text(encoding="utf-8"))
+    if what == "public":
+        return public_table()
+    if what == "settings":
+        return settings_table(argument)
+    return method_table(json.loads(command_output("protolearn methods --json")))
+
+
+def method_table(methods: list[dict[str, str]]) -> str:
+    rows = ["| method | area | paper | verified |", "|---|---|---|---|"]
+    for entry in methods:
+        name = entry["name"]
+        page = ROOT / "docs" / "methods" / f"{name}.md"
+        shown = f"[`{name}`]({name}.md)" if page.exists() else f"`{name}`"
+        rows.append(f"| {shown} | {entry['area']} | {entry['paper']} | {entry['verified']} |")
+    return "\n".join(rows)
+
+
+def settings_table(method: str) -> str:
+    from protolearn.methods import get_method
+
+    rows = ["| setting | default |", "|---|---|"]
+    rows += [f"| `{field.name}` | `{field.default!r}` |" for field in dataclasses.fields(get_method(method))]
+    return "\n".join(rows)
+
+
+def public_table() -> str:
+    import protolearn
+
+    rows = ["| name | what it is |", "|---|---|"]
+    for name, module in sorted(protolearn._PUBLIC.items()):
+        first = (inspect.getdoc(getattr(protolearn, name)) or "").partition("\n")[0]
+        rows.append(f"| [`{name}`][{module}] | {first.replace('``', '`')} |")
+    return "\n".join(rows)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Replace the lines; called by mkdocs for every page."""
+    return LINE.sub(fill, markdown)
