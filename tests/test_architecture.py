@@ -22,11 +22,11 @@ MAY_USE: dict[str, set[str]] = {
     "core": {"errors", "structures"},
     "objectives": {"errors", "structures"},
     "data": {"errors", "structures"},
-    "encoders": {"errors", "structures", "core"},
+    "encoders": {"errors", "structures", "core", "data"},
     "explain": {"errors", "structures", "core"},
     "audit": {"errors", "structures", "core"},
     "methods": {"errors", "structures", "core", "objectives", "encoders", "explain"},
-    "training": {"errors", "structures", "core", "data"},
+    "training": {"errors", "structures", "core", "data", "encoders", "methods"},
     "tasks": {"errors", "structures", "core", "data", "training", "audit", "explain"},
 }
 # A room -> rooms it may name in annotations only, where nothing is imported at run time.
@@ -54,7 +54,8 @@ class Import:
     def room(self) -> str | None:
         """Return the room of protolearn this import reaches, or None for other packages."""
         parts = f"{self.module}.{self.name}".split(".") if self.module == "protolearn" else self.module.split(".")
-        return parts[1] if parts[0] == "protolearn" and len(parts) > 1 else None
+        room = parts[1] if parts[0] == "protolearn" and len(parts) > 1 else ""
+        return room if room and not room.startswith("__") else None  # the package itself holds only its version
 
 
 def room_of(file: Path) -> str:

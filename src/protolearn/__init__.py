@@ -26,28 +26,31 @@ _PUBLIC: dict[str, str] = {
     "ProtoPNet": "protolearn.methods.parts.protopnet",
     "PrototypeBank": "protolearn.core.bank",
     "PrototypeClassifier": "protolearn.interop.estimator",
+    "SmallEncoder": "protolearn.encoders",
     "Tokens": "protolearn.structures",
     "digits": "protolearn.data",
-    "fit": "protolearn.training",
+    "fit": "protolearn.training.fit",
     "get_method": "protolearn.methods",
     "list_methods": "protolearn.methods",
-    "load": "protolearn.training",
+    "load": "protolearn.training.folder",
     "load_cases": "protolearn.data",
     "report": "protolearn.explain",
-    "save": "protolearn.training",
-    "verify": "protolearn.training",
+    "save": "protolearn.training.folder",
+    "verify": "protolearn.tasks.verify",
 }
 
 if TYPE_CHECKING:
     from protolearn.core.bank import PrototypeBank
     from protolearn.data import digits, load_cases
-    from protolearn.encoders import ImageEncoder
+    from protolearn.encoders import ImageEncoder, SmallEncoder
     from protolearn.explain import report
     from protolearn.interop.estimator import PrototypeClassifier
     from protolearn.methods import get_method, list_methods
     from protolearn.methods.parts.protopnet import ProtoPNet
     from protolearn.structures import Explanation, Output, Tokens
-    from protolearn.training import fit, load, save, verify
+    from protolearn.tasks.verify import verify
+    from protolearn.training.fit import fit
+    from protolearn.training.folder import load, save
 
 __all__ = [
     "Explanation",
@@ -56,6 +59,7 @@ __all__ = [
     "ProtoPNet",
     "PrototypeBank",
     "PrototypeClassifier",
+    "SmallEncoder",
     "Tokens",
     "__version__",
     "digits",
