@@ -1,0 +1,86 @@
+"""A network of three layers, trained from scratch, for small pictures and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from protolearn.core.encoder import Encoder
+from protolearn.errors import UsageError
+from protolearn.structures import Tokens
+
+if TYPE_CHECKING:
+    from protolearn.data.transforms import Preprocess
+
+
+class SmallEncoder(Encoder):
+    """Three 3x3 convolutions with batch norm and ReLU; random weights, any input size.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the tokens; the two layers before are half as wide.
+    strides : three ints
+        Of the layers; their product is the side of a cell in input pixels.
+    size : int or (int, int)
+        Height and width that pictures are resized to.
+    seed : int
+        Of the initial weights.
+
+    Examples
+    --------
+    >>> SmallEncoder(dim=16)(torch.zeros(2, 3, 32, 32)).grid
+    (8, 8)
+    """
+
+    preprocess: Preprocess
+
+    def __init__(
+        self,
+        dim: int = 64,
+        *,
+        strides: Sequence[int] = (2, 2, 1),
+        size: int | Sequence[int] = (32, 32),
+        seed: int = 0,
+    ) -> None:
+        from protolearn.data.transforms import Preprocess
+
+        super().__init__()
+        if dim < 2:
+            raise UsageError(f"dim must be at least 2, got {dim}")
+        if len(strides) != 3 or min(strides) < 1:
+            raise UsageError(f"strides must be three whole numbers of at least 1, got {tuple(strides)}")
+        self.dim, self.strides = dim, tuple(strides)
+        height, width = (size, size) if isinstance(size, int) else size
+        self.preprocess = Preprocess(
+            size=(height, width), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
+        )
+        generator = torch.Generator().manual_seed(seed)
+        layers: list[nn.Module] = []
+        widths = (3, dim // 2, dim // 2, dim)
+        for i, stride in enumerate(self.strides):
+            layer = nn.Conv2d(widths[i], widths[i + 1], 3, stride=stride, padding=1, bias=False)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            layers += [layer, nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, inputs: Tensor) -> Tokens:
+        """Return one token for each cell of the last map."""
+        if inputs.ndim != 4 or inputs.shape[1] != 3:
+            raise UsageError(f"pictures must be (B, 3, H, W), got {tuple(inputs.shape)}")
+        features = self.net(inputs)
+        height, width = inputs.shape[-2:]
+        grid = (features.shape[-2], features.shape[-1])
+        return Tokens(features.flatten(2).transpose(1, 2), grid=grid, input_size=(height, width))
+
+    def spec(self) -> dict[str, Any]:
+        """Return the settings that rebuild it without weights."""
+        return {
+            "encoder": "small",
+            "dim": self.dim,
+            "strides": list(self.strides),
+            "size": list(self.preprocess.size),
+        }
