@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.errors import UsageError, nearest_names
-from protolearn.structures import Output
+from protolearn.structures import Output, Tokens
 
 if TYPE_CHECKING:
     from protolearn.core.model import PrototypeModel
@@ -129,8 +129,8 @@ class Method(ABC):
     def phases(self) -> list[Phase]:
         """Return the schedule."""
 
-    def initialise(self, model: PrototypeModel, tokens: Tensor, labels: Tensor, seed: int) -> None:
-        """Start neck and prototypes from un-augmented training tokens ``(N, S, D)``, for an ``Initialise`` phase."""
+    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+        """Start neck and prototypes from un-augmented training tokens (before the neck) and labels."""
         raise NotImplementedError(f"{self.slug} has no initialisation from data")
 
     def loss(self, terms: Mapping[str, Tensor]) -> Tensor:

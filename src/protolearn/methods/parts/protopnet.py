@@ -14,6 +14,7 @@ prototypes at projection (the authors' code overwrites them with zeros); masked 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,7 @@ class ProtoPNet(Method):
     weight_decay: float = 1e-3
     step: int = 5
     gamma: float = 0.1
+    freeze_batch_norm: bool = False
     prune: bool = False
     prune_k: int = 6
     prune_minimum: int = 3
@@ -117,7 +119,12 @@ class ProtoPNet(Method):
         done = self.warm_epochs
         for epoch in self.project_at:
             if epoch > done:
-                plan.append(Train("joint", epoch - done, joint_rates, decay, step=self.step, gamma=self.gamma))
+                schedule: dict[str, Any] = {
+                    "step": self.step,
+                    "gamma": self.gamma,
+                    "freeze_batch_norm": self.freeze_batch_norm,
+                }
+                plan.append(Train("joint", epoch - done, joint_rates, decay, **schedule))
                 done = epoch
             plan += [Project(), Train("last_layer", self.last_layer_epochs, {"head": self.head_rate})]
         if self.prune:

@@ -1,0 +1,83 @@
+"""Several processes (``torchrun``): who I am, and the few things processes must agree on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from protolearn.core.projection import Nearest
+
+
+def rank() -> int:
+    """Return this process's number, 0 where there is only one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, if it did; leave them at the end."""
+    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if started:
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        if started and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for the others."""
+    if size() > 1:
+        dist.barrier()
+
+
+def gather_nearest(mine: Nearest) -> list[Nearest]:
+    """Return what every other process found."""
+    if size() == 1:
+        return []
+    columns: dict[str, list[Tensor]] = {}
+    for field in dataclasses.fields(mine):
+        local = getattr(mine, field.name).contiguous()
+        columns[field.name] = [torch.empty_like(local) for _ in range(size())]
+        dist.all_gather(columns[field.name], local)
+    return [Nearest(**{name: parts[r] for name, parts in columns.items()}) for r in range(size()) if r != rank()]
+
+
+def gather_rows(local: Tensor, total: int) -> Tensor:
+    """Return the rows of all processes where process ``r`` holds the rows ``r, r + size, r + 2 size ...``."""
+    if size() == 1:
+        return local
+    longest = -(-total // size())
+    padded = local.new_zeros(longest, *local.shape[1:])
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:total]
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum over processes."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(module: nn.Module) -> None:
+    """Give every process the weights of the first, so that loops that each one ran by itself cannot drift apart."""
+    if size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)

@@ -1,0 +1,161 @@
+"""The Lightning loop: epochs over the pictures themselves, for phases that train the encoder."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from protolearn.core.method import Method, Train
+from protolearn.core.model import PrototypeModel
+from protolearn.data.cases import Cases
+from protolearn.structures import Batch
+from protolearn.training import distributed
+from protolearn.training.steps import (
+    Run,
+    Tally,
+    epoch_order,
+    epoch_seed,
+    minimised,
+    refuse_nonfinite,
+    set_modes,
+    set_rates,
+)
+
+EpochEnd = Callable[[dict[str, float]], bool]
+"""Called after every epoch with its means; returns whether the phase goes on."""
+
+
+class Shards:
+    """The part of every batch of an epoch that is for the running process; all processes see the same batches.
+
+    A batch smaller than the number of processes leaves some without a case: they take one that does not count.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.whole = epoch_order(count, batch_size, seed)
+        rank, size = distributed.rank(), distributed.size()
+        self.mine = [batch[rank::size].tolist() for batch in self.whole]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (mine or whole[:1].tolist() for mine, whole in zip(self.mine, self.whole, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def weight(self, step: int) -> tuple[int, float]:
+        """Return how many of the cases count, and what the mean over them is worth in the mean over processes."""
+        own = len(self.mine[step])
+        return own, own * distributed.size() / len(self.whole[step])
+
+
+class PhaseModule(L.LightningModule):
+    """One training phase of a method, as Lightning wants it."""
+
+    def __init__(
+        self, model: PrototypeModel, method: Method, phase: Train, run: Run, cases: Cases, how: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.model, self.method, self.phase, self.run, self.cases, self.how = model, method, phase, run, cases, how
+        self.tally = Tally()
+        self.shards = Shards(len(cases), how["batch_size"], 0)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the run's optimiser, which outlives the phase."""
+        return self.run.optimizer
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the loader of the coming epoch."""
+        seed = epoch_seed(self.how["seed"], self.phase.name, self.run.epochs)
+        torch.manual_seed(seed)
+        self.cases.set_epoch(1_000_000 + self.run.epochs)  # other draws than the cached views
+        self.shards = Shards(len(self.cases), self.how["batch_size"], seed)
+        pin = self.device.type == "cuda"
+        return DataLoader(self.cases, batch_sampler=self.shards, num_workers=self.how["workers"], pin_memory=pin)  # type: ignore[arg-type]
+
+    def training_step(self, batch: Batch, step: int) -> Tensor:
+        """Return the loss of a batch."""
+        own, weight = self.shards.weight(step)
+        labels = batch.labels if own else torch.full_like(batch.labels, -1)
+        loss, values = minimised(self.method, self.model(batch.inputs), labels)
+        refuse_nonfinite(values, self.phase.name, self.run.epochs, self.how["kept"])
+        self.tally.add(values, own)
+        self.log("loss", loss, prog_bar=True, logger=False)
+        return loss * weight
+
+
+class PhaseCallback(L.Callback):
+    """Sets what is trained, frozen and in eval mode, and ends each epoch: schedule, history, checkpoint, stop."""
+
+    def __init__(self, end: EpochEnd) -> None:
+        self.end = end
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the phase in force (Lightning switches everything to train mode)."""
+        assert isinstance(pl_module, PhaseModule)
+        set_modes(pl_module.model, pl_module.phase)
+        set_rates(pl_module.run, pl_module.phase, pl_module.model)
+        pl_module.tally = Tally()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand the means over."""
+        assert isinstance(pl_module, PhaseModule)
+        tally = pl_module.tally
+        names = sorted(tally.sums)
+        packed = torch.stack([tally.sums[name] for name in names] + [tally.sums[names[0]] * 0 + tally.cases])
+        summed = distributed.sum_over_processes(packed)
+        means = {name: float(value / summed[-1]) for name, value in zip(names, summed, strict=False)}
+        trainer.should_stop = not self.end(means)
+
+
+def lightning_phase(
+    model: PrototypeModel,
+    method: Method,
+    phase: Train,
+    run: Run,
+    cases: Cases,
+    epochs: int,
+    end: EpochEnd,
+    *,
+    device: torch.device,
+    precision: str,
+    clip: float | None,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Train some epochs of a phase; ``end`` is called after each."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    several = distributed.size() > 1
+    set_modes(model, phase)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=distributed.size() if several else [device.index or 0] if device.type == "cuda" else 1,
+        strategy=DDPStrategy(process_group_backend=backend, find_unused_parameters=True) if several else "auto",
+        sync_batchnorm=several and device.type == "cuda",
+        precision=precision,  # type: ignore[arg-type]
+        gradient_clip_val=clip,
+        callbacks=[PhaseCallback(end), *([] if quiet else [RichProgressBar()])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=not quiet,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        log_every_n_steps=1,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what phases are for
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*pin_memory.*")
+        trainer.fit(PhaseModule(model, method, phase, run, cases, how))

@@ -1,0 +1,136 @@
+"""What a training step reads: the network itself, cached tokens where the encoder is frozen, or cached scores.
+
+Where the encoder is frozen it runs once for each view of a case; where neck and prototypes are frozen too, everything
+up to the evidence is computed once, and an epoch is a few small matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from protolearn.core.model import PrototypeModel
+from protolearn.data.cases import Cases
+from protolearn.structures import Output, Tokens
+from protolearn.training import distributed
+
+
+class TokenStore(Protocol):
+    """Frozen tokens of every case, before the neck (``encoders.cache.TokenCache`` is one)."""
+
+    @property
+    def views(self) -> int:
+        """How many versions of each case there are; the first is not augmented."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, indices: np.ndarray, view: int | np.ndarray = 0) -> Tokens:
+        """Return tokens before the neck; ``view`` for all or one for each."""
+        ...
+
+
+class Material(Protocol):
+    """Outputs of some cases, for a training step."""
+
+    views: int
+
+    def __call__(self, cases: Tensor, views: Tensor) -> Output:
+        """Return the output of some cases in some views."""
+        ...
+
+
+def to_device(tokens: Tokens, device: torch.device) -> Tokens:
+    """Move tokens."""
+    mask = None if tokens.mask is None else tokens.mask.to(device)
+    summary = None if tokens.summary is None else tokens.summary.to(device)
+    return tokens.replace(values=tokens.values.to(device), mask=mask, summary=summary)
+
+
+class CachedTokens:
+    """Outputs from cached tokens: the neck and all after it run."""
+
+    def __init__(self, model: PrototypeModel, store: TokenStore, device: torch.device) -> None:
+        self.model, self.store, self.device, self.views = model, store, device, store.views
+
+    def __call__(self, cases: Tensor, views: Tensor) -> Output:
+        """Return the output of some cases in some views."""
+        tokens = to_device(self.store.tokens(cases.numpy(), views.numpy()), self.device)
+        return self.model.score(self.model.embed(tokens))
+
+
+class CachedScores:
+    """Outputs from cached scores: only the head runs."""
+
+    def __init__(self, model: PrototypeModel, outputs: Iterator[Output], views: int) -> None:
+        """Keep the scores of ``views`` times all cases, view after view."""
+        kept: dict[str, list[Tensor]] = {"distances": [], "similarities": [], "positions": [], "evidence": []}
+        for out in outputs:
+            for name, parts in kept.items():
+                value = getattr(out, name)
+                if value is not None:
+                    parts.append(value.detach())
+        self.model, self.views = model, views
+        self.scores = {name: torch.cat(parts) if parts else None for name, parts in kept.items()}
+        evidence = self.scores["evidence"]
+        assert evidence is not None
+        self.cases = len(evidence) // views
+
+    def __call__(self, cases: Tensor, views: Tensor) -> Output:
+        """Return the output of some cases in some views."""
+        rows = views * self.cases + cases
+        part = {name: None if t is None else t[rows.to(t.device)] for name, t in self.scores.items()}
+        evidence, similarities, positions = part["evidence"], part["similarities"], part["positions"]
+        assert evidence is not None and similarities is not None and positions is not None
+        logits = self.model.head(evidence)
+        bank, head = self.model.bank, self.model.head
+        return Output(None, part["distances"], similarities, positions, evidence, logits, bank, head)
+
+
+def chunks(count: int, batch_size: int) -> Iterator[Tensor]:
+    """Yield consecutive index tensors."""
+    yield from torch.arange(count).split(batch_size)
+
+
+@torch.no_grad()
+def plain_outputs(
+    model: PrototypeModel,
+    cases: Cases,
+    store: TokenStore | None,
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    shard: bool = False,
+    views: int = 1,
+    augmented: Cases | None = None,
+) -> Iterator[tuple[Tensor, Output]]:
+    """Yield ``(case indices, output)`` in order, in eval mode, from cached tokens or through the network.
+
+    With ``shard``, each process takes every ``size``-th case. With several ``views`` all cases come again for each one:
+    first as they are, then as ``augmented`` draws them.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    step = slice(distributed.rank(), None, distributed.size()) if shard else slice(None)
+    indices = torch.arange(len(cases))[step]
+    try:
+        for view in range(views):
+            if store is not None:
+                for part in indices.split(batch_size):
+                    tokens = to_device(store.tokens(part.numpy(), view), device)
+                    yield part, model.score(model.embed(tokens))
+                continue
+            drawn = cases if view == 0 or augmented is None else augmented
+            drawn.set_epoch(view)
+            loader = DataLoader(drawn, batch_size, sampler=indices.tolist(), num_workers=workers)
+            for part, batch in zip(indices.split(batch_size), loader, strict=True):
+                yield part, model(batch.inputs.to(device))
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,128 @@
+"""What both training loops share: which parts move, in what order cases come, what a step minimises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from protolearn.core.method import GROUPS, Method, Train
+from protolearn.core.model import PrototypeModel
+from protolearn.errors import TrainingError
+from protolearn.structures import Output
+
+
+@dataclass
+class Run:
+    """The optimiser of one named run and how far it is; phases of the same name continue it."""
+
+    optimizer: torch.optim.Optimizer
+    epochs: int = 0
+    best: float = float("inf")
+    waited: int = 0
+
+
+@dataclass
+class Tally:
+    """Means over an epoch, weighted by cases."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    cases: int = 0
+
+    def add(self, values: Mapping[str, Tensor], cases: int) -> None:
+        """Take in the means of one batch, without waiting for the device."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach().float() * cases
+        self.cases += cases
+
+    def means(self) -> dict[str, float]:
+        """Return the means."""
+        return {name: float(value) / max(1, self.cases) for name, value in self.sums.items()}
+
+
+def start_run(model: PrototypeModel, phase: Train) -> Run:
+    """Return a fresh Adam over the groups that a phase trains."""
+    groups = model.groups()
+    return Run(
+        torch.optim.Adam(
+            [
+                {"params": groups[name], "lr": phase.rates[name], "weight_decay": phase.decay.get(name, 0.0)}
+                for name in GROUPS
+                if name in phase.rates and groups[name]
+            ]
+        )
+    )
+
+
+def set_rates(run: Run, phase: Train, model: PrototypeModel) -> dict[str, float]:
+    """Set this epoch's learning rates by the schedule; return them by group."""
+    named = [name for name in GROUPS if name in phase.rates and model.groups()[name]]
+    factor = phase.factor(run.epochs)
+    rates = {name: phase.rates[name] * factor for name in named}
+    for group, rate in zip(run.optimizer.param_groups, rates.values(), strict=True):
+        group["lr"] = rate
+    return rates
+
+
+def set_modes(model: PrototypeModel, phase: Train) -> None:
+    """Make the phase's groups trainable and in train mode; freeze all others, in eval mode.
+
+    Eval mode of what is frozen keeps batch-norm statistics where they are: after projection, prototypes must go on
+    being tokens of training cases.
+    """
+    parts: dict[str, nn.Module] = {
+        "encoder": model.encoder,
+        "neck": model.neck,
+        "prototypes": model.bank,
+        "head": model.head,
+    }
+    model.requires_grad_(False)
+    for name, module in parts.items():
+        trained = name in phase.rates
+        module.train(trained)
+        for parameter in model.groups()[name]:
+            parameter.requires_grad_(trained)
+        if trained and phase.freeze_batch_norm:
+            for layer in module.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
+
+
+def epoch_seed(seed: int, name: str, epoch: int) -> int:
+    """Return the seed of one epoch of one run, so that an interrupted training goes on as if it had not been."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()[:6], "big")
+
+
+def epoch_order(count: int, batch_size: int, seed: int) -> list[Tensor]:
+    """Return the batches of an epoch as index tensors."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return list(order.split(batch_size))
+
+
+def minimised(method: Method, out: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss, and what is logged: every term by name, the loss, the accuracy."""
+    terms = method.objective(out, labels)
+    loss = method.loss(terms)
+    labelled = (labels >= 0).sum().clamp_min(1)
+    right = ((out.logits.argmax(1) == labels) & (labels >= 0)).sum() / labelled
+    return loss, {**terms, "loss": loss, "accuracy": right}
+
+
+def refuse_nonfinite(values: Mapping[str, Tensor], phase: str, epoch: int, kept: str) -> None:
+    """Stop training when a term is not finite.
+
+    Raises
+    ------
+    TrainingError
+        Names the terms, the phase and what was kept.
+    """
+    bad = [name for name, value in values.items() if name != "loss" and not bool(torch.isfinite(value))]
+    if bad or not bool(torch.isfinite(values["loss"])):
+        raise TrainingError(
+            f"{', '.join(bad) or 'loss'} became not finite in phase {phase!r}, epoch {epoch + 1}: training stopped; "
+            f"{kept}. Try a lower learning rate, clip gradients, and look for NaN in the inputs"
+        )

@@ -1,0 +1,57 @@
+"""A small training on digits in a process of its own, to be killed, resumed, or run as one of several."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from protolearn.data import Augment, digits
+from protolearn.encoders import make_encoder
+from protolearn.methods import get_method
+from protolearn.training import distributed
+from protolearn.training import fit as fitting
+from protolearn.training.fit import fit
+
+
+def main(out: str, directory: str, encoder_rate: str, epochs: str) -> None:
+    fitting.CHECKPOINT_SECONDS = 0.0  # after every epoch, so that there is something to resume
+    train = digits("train").subset(range(0, 1400, 7))
+    rate = float(encoder_rate) or None
+    count = int(epochs)
+    method = get_method("protopnet")(
+        prototypes_per_class=2,
+        dim=8,
+        warm_epochs=2,
+        joint_epochs=count,
+        project_at=(count // 2, count),
+        last_layer_epochs=3,
+        encoder_rate=rate,
+        step=2,
+        freeze_batch_norm=True,  # statistics of half a batch are not those of a whole one
+        prune=True,
+        prune_epochs=2,
+    )
+    done = fit(
+        method,
+        train,
+        encoder=make_encoder({"encoder": "small", "seed": 3}),
+        validation=digits("test").subset(range(0, 300, 10)),
+        directory=None if directory == "-" else directory,
+        augment=Augment(rotation=10, shear=0, skew=0, flip=0),
+        views=2,
+        batch_size=33,
+        quiet=True,
+        device="cpu",
+    )
+    if distributed.rank() == 0:
+        target = Path(out)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in done.model.state_dict().items()}, target.with_suffix(".part")
+        )
+        target.with_suffix(".part").rename(target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
