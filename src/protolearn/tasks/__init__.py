@@ -1,0 +1,1 @@
+"""Tasks: one file a question, protocol and metrics together."""
