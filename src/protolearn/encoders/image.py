@@ -314,8 +314,9 @@ def _preprocess(
     from protolearn.data.transforms import INTERPOLATIONS, Preprocess
 
     own = timm.data.resolve_model_data_config(whole)
-    size = size or model_args.get("img_size") or own["input_size"][-2:]
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if size is None:
+        size = model_args.get("img_size", own["input_size"][-2:])
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     means, stds = (
         (value,) * 3 if isinstance(value, int | float) else tuple(value)
         for value in (own["mean"] if mean is None else mean, own["std"] if std is None else std)
