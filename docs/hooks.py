@@ -45,7 +45,7 @@ def command_output(command: str) -> str:
 def fill(match: re.Match[str]) -> str:
     what, argument = match.groups()
     if what == "run":
-        return f"```text\n{command_output(argument).rstrip()}\n```"
+        return f"``` {{ .text .wrap }}\n{command_output(argument).rstrip()}\n```"
     if what == "include":
         return re.sub(r"\A# .*\n", "", (ROOT / argument).read_text(encoding="utf-8"))
     if what == "public":
@@ -81,6 +81,14 @@ def public_table() -> str:
         first = (inspect.getdoc(getattr(protolearn, name)) or "").partition("\n")[0]
         rows.append(f"| [`{name}`][{module}] | {first.replace('``', '`')} |")
     return "\n".join(rows)
+
+
+ROLE = re.compile(r":(?:attr|class|exc|func|meth|mod):<code>~?([\w.]+?)</code>")
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Show a cross-reference of a docstring as code, by its last word; called by mkdocs."""
+    return ROLE.sub(lambda found: f"<code>{found[1].rpartition('.')[2]}</code>", html)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

@@ -23,7 +23,7 @@ MAY_USE: dict[str, set[str]] = {
     "objectives": {"errors", "structures"},
     "data": {"errors", "structures"},
     "encoders": {"errors", "structures", "core", "data"},
-    "explain": {"errors", "structures", "core"},
+    "explain": {"errors", "structures", "core", "audit"},
     "audit": {"errors", "structures", "core"},
     "methods": {"errors", "structures", "core", "objectives", "encoders", "explain"},
     "training": {"errors", "structures", "core", "data", "encoders", "methods"},

@@ -34,7 +34,7 @@ _PUBLIC: dict[str, str] = {
     "list_methods": "protolearn.methods",
     "load": "protolearn.training.folder",
     "load_cases": "protolearn.data",
-    "report": "protolearn.explain",
+    "report": "protolearn.explain.report",
     "save": "protolearn.training.folder",
     "verify": "protolearn.tasks.verify",
 }
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from protolearn.core.bank import PrototypeBank
     from protolearn.data import digits, load_cases
     from protolearn.encoders import ImageEncoder, SmallEncoder
-    from protolearn.explain import report
+    from protolearn.explain.report import report
     from protolearn.interop.estimator import PrototypeClassifier
     from protolearn.methods import get_method, list_methods
     from protolearn.methods.parts.protopnet import ProtoPNet
