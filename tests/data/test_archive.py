@@ -66,6 +66,20 @@ def test_workers_read_for_themselves(tmp_path: Path) -> None:
     assert reds == {case: 10 * "ab".index(case[0]) + int(case[2]) for case in members}
 
 
+def test_a_forked_process_opens_the_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that share one open file move each other's place in it."""
+    cases = archive(packed(tmp_path / "s.zip", **{"a/1.png": png(0), "b/1.png": png(1)}))
+    opened = []
+    real = archive_function.__globals__["_open"]
+    monkeypatch.setitem(archive_function.__globals__, "_open", lambda path: opened.append(path) or real(path))
+    for i in range(2):
+        cases.picture(i)
+    assert len(opened) == 1
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert cases.picture(1).getpixel((0, 0))[0] == 1
+    assert len(opened) == 2
+
+
 def test_wrong_archives(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(DataError, match=r"text\.zip is not a readable zip file"):

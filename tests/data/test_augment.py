@@ -121,6 +121,18 @@ def test_marks_that_leave_are_gone_or_invisible() -> None:
     assert moved.points[0, 2] == 0
 
 
+def test_points_that_leave_are_not_held_at_the_edge() -> None:
+    """Corners leave a turned picture on every side; clamped, they would seem to lie on its left and upper edge."""
+    corners = Annotation(
+        points=np.array([[0.01, 0.01, 1], [79.99, 0.01, 1], [79.99, 79.99, 1], [0.01, 79.99, 1], [40, 40, 1]])
+    )
+    for seed in range(8):
+        turned = Augment(flip=0, rotation=30, shear=0, skew=0).apply(
+            Image.new("RGB", (80, 80)), corners, generator(seed)
+        )[1]
+        assert turned.points[:, 2].tolist() == [0, 0, 0, 0, 1]
+
+
 def test_uncovered_corners_take_the_colour_of_the_border() -> None:
     picture = Image.new("RGB", (40, 40), (10, 200, 30))
     turned = np.asarray(Augment(flip=0, rotation=45, shear=0, skew=0)(picture, generator(0))).astype(int)

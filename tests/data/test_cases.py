@@ -162,6 +162,7 @@ def test_index_and_counts(pets: Path) -> None:
     cases = folder(pets)
     assert [cases.index(case) for case in cases.ids] == list(range(12))
     assert cases.counts() == {"cat": 6, "dog": 6}
+    assert cases.subset([7, 3]).index("cat/3.png") == 1
     assert "12 cases, 2 classes" in repr(cases)
 
 

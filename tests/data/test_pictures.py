@@ -245,6 +245,7 @@ def test_enormous_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> 
         read_picture(tmp_path / "bomb.png")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_limit_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png", Image.new("L", (20, 20)))
     monkeypatch.setenv(pictures.LIMIT_VARIABLE, "399")
