@@ -2,6 +2,10 @@
 
 Positions are found by a chunked matrix product and a reduction, without keeping the (B, S, P) table. Gradients flow
 through the matched positions only (that is what max pooling does), so the backward pass touches B*P pairs, not B*S*P.
+
+A chunk's table is kept small enough to stay in the processor's cache between product and reduction. What a measure adds
+for the prototype alone (its squared norm) changes no winner and is added after the reduction. The backward pass of a
+measure that is a product sums weighted rows without copying them (``embedding_bag``).
 """
 
 from __future__ import annotations
@@ -10,11 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
 
-from protolearn.core.measures import Measure
+from protolearn.core.measures import Distance, Measure, Product, squared_norm
 
 CHUNK_BYTES = 16 * 2**20
 """Size of the largest temporary table, in bytes."""
+
+CACHE_BYTES = 2 * 2**20
+"""Size of a table that a processor's cache holds between two passes over it."""
+
+_LEAST_COLUMNS = 64  # a matrix product with fewer columns wastes the processor
+_FEW_STEPS = 8  # with fewer positions a plain matrix product is faster than summing matched rows
 
 
 def chunk_rows(row_bytes: int, budget: int | None = None) -> int:
@@ -89,16 +101,19 @@ def all_matches(
     _check(values, prototypes, mask)
     dtype = torch.promote_types(values.dtype, torch.float32)
     values, prototypes = values.to(dtype), prototypes.to(dtype)
+    if mask is not None:
+        values = values.masked_fill(~mask.unsqueeze(-1), 0.0)  # padding may hold anything, NaN too
     with torch.autocast(values.device.type, enabled=False):
         table = measure.pairwise(values, prototypes)
-        if exact and not table.requires_grad:
-            each = prototypes if prototypes.ndim == 3 else prototypes.expand(values.shape[0], -1, -1)
-            norms = values.square().sum(-1).unsqueeze(-1), each.square().sum(-1).unsqueeze(1)
-            b, s, p = torch.nonzero(measure.doubtful(table, *norms), as_tuple=True)
-            rows = chunk_rows(8 * values.shape[-1])
-            for i in range(0, len(b), rows):
-                at = b[i : i + rows], s[i : i + rows], p[i : i + rows]
-                table[at] = measure.paired(values[at[0], at[1]], each[at[0], at[2]])
+        if exact and isinstance(measure, Distance) and not table.requires_grad:
+            p_norm = squared_norm(prototypes)
+            rows = chunk_rows(4 * table.shape[1] * table.shape[2])
+            for i in range(0, len(table), rows):
+                part, x = table[i : i + rows], values[i : i + rows]
+                p = prototypes[i : i + rows] if prototypes.ndim == 3 else prototypes
+                norms = squared_norm(x).unsqueeze(-1), (p_norm[i : i + rows].unsqueeze(1) if p.ndim == 3 else p_norm)
+                b, s, j = torch.nonzero(measure.doubtful(part, *norms), as_tuple=True)
+                part[b, s, j] = _paired_at(measure, x, p, b, s, j, CHUNK_BYTES)
     return table if mask is None else table.masked_fill(~mask.unsqueeze(-1), measure.farthest)
 
 
@@ -124,88 +139,272 @@ class _Match(torch.autograd.Function):
         exact: bool,
         budget: int,
     ) -> tuple[Tensor, Tensor]:
-        batch, steps, _ = values.shape
+        batch, steps, dim = values.shape
         count = prototypes.shape[-2]
         best = values.new_empty(batch, count)
         positions = torch.empty(batch, count, dtype=torch.long, device=values.device)
-        columns = min(count, chunk_rows(4 * steps, budget))
-        rows = chunk_rows(4 * steps * columns, budget)
-        for i in range(0, batch, rows):
-            x = values[i : i + rows]
-            hidden = None if mask is None else ~mask[i : i + rows].unsqueeze(-1)
-            for j in range(0, count, columns):
-                p = prototypes[..., j : j + columns, :]
-                p = p if p.ndim == 2 else p[i : i + rows]
-                flat = p.ndim == 2  # one matrix product over all positions of the chunk
-                table = measure.pairwise(x.flatten(0, 1), p).view(*x.shape[:2], -1) if flat else measure.pairwise(x, p)
-                if hidden is not None:
-                    table.masked_fill_(hidden, measure.farthest)
-                if exact:
-                    _settle(table, x, p, measure)
-                found = measure.nearest(table, dim=1)
-                best[i : i + rows, j : j + columns], positions[i : i + rows, j : j + columns] = found
-        _refine(best, positions, values, prototypes, measure, mask, budget)
-        ctx.save_for_backward(values, prototypes, positions, torch.isfinite(best))
+        small = min(budget, CACHE_BYTES) if values.device.type == "cpu" else budget
+        small = max(1, small // 4) if exact else small  # settling may list every entry of a table
+        item = values.element_size()
+        block = min(steps, chunk_rows(item * max(dim, min(count, _LEAST_COLUMNS)), budget))
+        columns = min(count, chunk_rows(item * block, small))
+        if columns < min(count, _LEAST_COLUMNS):
+            columns = min(count, _LEAST_COLUMNS, chunk_rows(item * block, budget))
+        columns = min(columns, chunk_rows(item * dim, budget))
+        rows = chunk_rows(item * block * max(columns, 1), small)
+        rows = min(rows, batch, chunk_rows(item * block * dim, budget))
+        scratch = values.new_empty(0 if measure.product is None else rows * block * columns)
+        for j in range(0, count, columns):
+            part = _Prototypes(prototypes[..., j : j + columns, :], measure)
+            for i in range(0, batch, rows):
+                here = slice(i, i + rows), slice(j, j + columns)
+                p = part if prototypes.ndim == 2 else _Prototypes(prototypes[i : i + rows, j : j + columns], measure)
+                for k in range(0, steps, block):
+                    x = values[i : i + rows, k : k + block]
+                    real = None if mask is None else mask[i : i + rows, k : k + block]
+                    found, where = _nearest(x, p, measure, real, exact, budget, scratch)
+                    if k == 0:
+                        best[here], positions[here] = found, where
+                    else:
+                        wins = measure.nearer(found, best[here]) | found.isnan()
+                        best[here] = found.where(wins, best[here])
+                        positions[here] = (where + k).where(wins, positions[here])
+        ctx.save_for_backward(values, prototypes, best, positions, mask)
         ctx.measure, ctx.budget = measure, budget
         ctx.mark_non_differentiable(positions)
+        ctx.set_materialize_grads(False)  # else zeros for positions, twice the size of the result
         return best, positions
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        values, prototypes, positions, real = ctx.saved_tensors
+        values, prototypes, best, positions, mask = ctx.saved_tensors
+        measure, budget = ctx.measure, ctx.budget
         need_x, need_p = ctx.needs_input_grad[:2]
-        grad = grads[0].masked_fill(~real, 0.0)
         grad_x = torch.zeros_like(values) if need_x else None
         grad_p = torch.zeros_like(prototypes) if need_p else None
-        batch, count = positions.shape
-        rows = chunk_rows(8 * count * values.shape[-1], ctx.budget)
+        batch, steps, dim = values.shape
+        count = positions.shape[1]
+        # tokens and pairs that one chunk may touch; a chunk of long inputs goes pair by pair
+        rows = chunk_rows(4 * values.element_size() * (steps * dim + 4 * count), budget)
+        columns = chunk_rows(4 * values.element_size() * dim, budget)
+        together = measure.product is not None and values.device.type in ("cpu", "cuda")
+        together = together and 4 * values.element_size() * steps * dim <= budget
         for i in range(0, batch, rows):
-            at = positions[i : i + rows].unsqueeze(-1).expand(-1, -1, values.shape[-1])
-            p = prototypes[i : i + rows] if prototypes.ndim == 3 else prototypes
-            with torch.enable_grad():
-                x = torch.gather(values[i : i + rows], 1, at).requires_grad_()
-                p = p.detach().requires_grad_()
-                paired = ctx.measure.paired(x, p)
-                # a case that needs neither is impossible here: autograd would not have called backward
-                wrt = [t for t, needed in ((x, need_x), (p, need_p)) if needed]
-                parts = list(torch.autograd.grad(paired, wrt, grad[i : i + rows]))
-            if grad_x is not None:
-                grad_x[i : i + rows].scatter_add_(1, at, parts.pop(0))
-            if grad_p is not None and prototypes.ndim == 3:
-                grad_p[i : i + rows] = parts.pop(0)
-            elif grad_p is not None:
-                grad_p += parts.pop(0)
+            part = slice(i, i + rows)
+            grad = grads[0][part].masked_fill(torch.isinf(best[part]), 0.0)
+            x, at = values[part], positions[part]
+            p = prototypes[part] if prototypes.ndim == 3 else prototypes
+            to_x = None if grad_x is None else grad_x[part]
+            to_p = None if grad_p is None else grad_p[part] if prototypes.ndim == 3 else grad_p
+            single = torch.ones_like(at, dtype=torch.bool)
+            if together:
+                single = _close(best[part], x, p, at, measure)
+                for k in range(0, count, columns):
+                    c = slice(k, k + columns)
+                    to_c = None if to_p is None else to_p[..., c, :]
+                    rest = grad[:, c].masked_fill(single[:, c], 0.0)
+                    _add_product(to_x, to_c, rest, x, p[..., c, :], at[:, c], measure.product)
+            b, j = torch.nonzero(single, as_tuple=True)
+            _add_pairs(to_x, to_p, grad[b, j], x, p, (b, at[b, j], j), measure, budget)
+        if grad_x is not None and mask is not None:
+            grad_x.masked_fill_(~mask.unsqueeze(-1), 0.0)  # 0 times whatever the padding holds
         return grad_x, grad_p, None, None, None, None
 
 
-def _refine(
-    best: Tensor,
-    positions: Tensor,
-    values: Tensor,
-    prototypes: Tensor,
+class _Prototypes:
+    """A block of prototypes ``(P', D)`` or ``(B', P', D)`` and what is needed of them for every chunk of tokens."""
+
+    def __init__(self, vectors: Tensor, measure: Measure) -> None:
+        self.vectors = vectors
+        self.factor, self.added = (vectors, None) if measure.product is None else measure.product.prototype(vectors)
+        cancels = isinstance(measure, Distance)
+        self.norms = None if not cancels else self.added if measure.product is not None else squared_norm(vectors)
+
+
+def _nearest(
+    x: Tensor, p: _Prototypes, measure: Measure, real: Tensor | None, exact: bool, budget: int, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return value and position ``(B', P')`` for one chunk of tokens ``(B', S', D)``."""
+    if real is not None:
+        x = x.masked_fill(~real.unsqueeze(-1), 0.0)  # padding may hold anything, NaN too
+    table, own = _table(x, p, measure, real, scratch)
+    if x.shape[1] == 1:
+        best = table[:, 0]
+        at = torch.zeros_like(best, dtype=torch.long)
+    elif exact or measure.product is None or table.device.type != "cpu":
+        best, at = measure.nearest(table, dim=1)
+    else:
+        best, at = _winner(table, measure)
+    if p.added is not None:
+        best = best.add_(p.added).clamp_min_(0.0) if isinstance(measure, Distance) else best.add_(p.added)
+    if exact:
+        _settle(best, at, table, x, p, measure, budget)
+    elif p.norms is not None:
+        norms = squared_norm(x) if own is None else own
+        if measure.doubtful(best.amin(1), norms.amax(1), p.norms.amax(-1)).any():
+            b, j = torch.nonzero(measure.doubtful(best, norms.gather(1, at), p.norms), as_tuple=True)
+            best[b, j] = _paired_at(measure, x, p.vectors, b, at[b, j], j, budget)
+    return best, at
+
+
+def _winner(table: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
+    """Return value and first position ``(B', P')`` of the nearest in each column; overwrites the table.
+
+    The same as ``measure.nearest``, by vectorised passes over a table in the cache: the winners' own positions are the
+    smallest of ``position + gap to the winner * 1e30``.
+    """
+    falls = isinstance(measure, Distance)
+    best = table.amin(1) if falls else table.amax(1)
+    steps = torch.arange(table.shape[1], dtype=table.dtype, device=table.device).view(1, -1, 1)
+    torch.add(steps, table.sub_(best.unsqueeze(1)), alpha=1e30 if falls else -1e30, out=table)
+    # nan: no real position (inf - inf), or a value that is nan; any position does
+    return best, table.amin(1).nan_to_num_(0.0).to(torch.long)
+
+
+def _table(
+    x: Tensor, p: _Prototypes, measure: Measure, real: Tensor | None, scratch: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``(B', S', P')`` of what decides the winner, masked positions farthest; and the tokens' own part of it.
+
+    What the prototypes add is left out where the measure is a product.
+    """
+    shape = *x.shape[:2], p.vectors.shape[-2]
+    shared = p.vectors.ndim == 2  # one matrix product over all positions of the chunk
+    if measure.product is None:
+        table = measure.pairwise(x.flatten(0, 1) if shared else x, p.vectors).reshape(shape)
+        return table if real is None else table.masked_fill(~real.unsqueeze(-1), measure.farthest), None
+    y, a = measure.product.token(x)
+    if real is not None:
+        a = (x.new_zeros(x.shape[:2]) if a is None else a).masked_fill(~real, measure.farthest)
+    table = scratch[: shape[0] * shape[1] * shape[2]].view(shape)
+    none, scale = x.new_zeros(()), measure.product.scale
+    if shared:
+        torch.addmm(none, y.flatten(0, 1), p.factor.T, alpha=scale, beta=0, out=table.view(-1, shape[2]))
+    else:
+        torch.baddbmm(none, y, p.factor.transpose(1, 2), alpha=scale, beta=0, out=table)
+    if a is not None:
+        table += a.unsqueeze(-1)
+    return table, a
+
+
+def _settle(best: Tensor, at: Tensor, table: Tensor, x: Tensor, p: _Prototypes, measure: Measure, budget: int) -> None:
+    """Correct in place value and position of winners that rounding could have made; values then lack no digit.
+
+    ``best`` must be complete. Every entry of ``table`` within the rounding noise of its column's winner is compared
+    again by ``paired``, whose result does not depend on what else is in the batch.
+    """
+    product = measure.product
+    if product is None:
+        scale = x.square().sum(-1).amax(1, keepdim=True) + p.vectors.square().sum(-1)
+    else:
+        y, a = product.token(x)
+        scale = abs(product.scale) * y.norm(dim=-1).amax(1, keepdim=True) * p.factor.norm(dim=-1)
+        if a is not None:
+            scale = scale + a.abs().amax(1, keepdim=True)
+        if p.added is not None:
+            scale = scale + p.added.abs()
+    noise = (8 + x.shape[-1] ** 0.5) * torch.finfo(table.dtype).eps * scale
+    winner = table.gather(1, at.unsqueeze(1))
+    close = ((table - winner).abs() <= noise.unsqueeze(1)) & torch.isfinite(winner)
+    close &= close.sum(1, keepdim=True) > 1
+    b, s, j = torch.nonzero(close, as_tuple=True)
+    if len(b):
+        values = _paired_at(measure, x, p.vectors, b, s, j, budget)
+        # nearest first within each column; positions come in rising order and both sorts are stable
+        by_value = values.argsort(stable=True, descending=not isinstance(measure, Distance))
+        column = (b * table.shape[2] + j)[by_value]
+        by_column = column.argsort(stable=True)
+        column = column[by_column]
+        first = torch.ones_like(column, dtype=torch.bool)
+        first[1:] = column[1:] != column[:-1]
+        chosen = by_value[by_column][first]
+        at[b[chosen], j[chosen]] = s[chosen]
+    b, j = torch.nonzero(torch.isfinite(best), as_tuple=True)
+    best[b, j] = _paired_at(measure, x, p.vectors, b, at[b, j], j, budget)
+
+
+def _paired_at(measure: Measure, x: Tensor, p: Tensor, b: Tensor, s: Tensor, j: Tensor, budget: int) -> Tensor:
+    """Return ``(n,)`` exact values of tokens ``x[b, s]`` and prototypes ``p[j]`` (``p[b, j]`` when drawn)."""
+    values = x.new_empty(len(b))
+    rows = chunk_rows(4 * x.element_size() * x.shape[-1], budget)
+    for i in range(0, len(b), rows):
+        here = slice(i, i + rows)
+        chosen = p[j[here]] if p.ndim == 2 else p[b[here], j[here]]
+        values[here] = measure.paired(x[b[here], s[here]], chosen)
+    return values
+
+
+def _close(best: Tensor, x: Tensor, p: Tensor, at: Tensor, measure: Measure) -> Tensor:
+    """Return ``(B', P')`` bool: pairs so near that their difference must be taken before anything is summed."""
+    if not isinstance(measure, Distance):
+        return torch.zeros_like(best, dtype=torch.bool)
+    return measure.doubtful(best * 1e4, squared_norm(x).gather(1, at), squared_norm(p))
+
+
+def _add_product(
+    to_x: Tensor | None, to_p: Tensor | None, grad: Tensor, x: Tensor, p: Tensor, at: Tensor, product: Product
+) -> None:
+    """Add to the gradients of tokens and prototypes what the matched pairs bring, without copying a token per pair."""
+    batch, steps = x.shape[:2]
+    count = p.shape[-2]
+    weight = product.scale * grad
+    dense = steps <= _FEW_STEPS
+    if dense:
+        spread = grad.new_zeros(batch, steps, count).scatter_(1, at.unsqueeze(1), weight.unsqueeze(1))
+    index = at + steps * torch.arange(batch, device=at.device).unsqueeze(1)
+    with torch.enable_grad():
+        x, p = x.detach().requires_grad_(), p.detach().requires_grad_()
+        (y, a), (q, b) = product.token(x), product.prototype(p)
+    if to_p is not None:
+        tokens = y.detach().flatten(0, 1)
+        if dense:
+            along = spread.flatten(0, 1).T @ tokens if p.ndim == 2 else spread.transpose(1, 2) @ y.detach()
+        elif p.ndim == 2:
+            along = embedding_bag(index.T.contiguous(), tokens, mode="sum", per_sample_weights=weight.T.contiguous())
+        else:
+            along = tokens[index] * weight.unsqueeze(-1)
+        to_p += _chain(p, (q, along), (b, grad.sum(0) if p.ndim == 2 else grad))
+    if to_x is not None:
+        vectors, flat = q.detach(), index.flatten()
+        if dense:
+            along = spread @ vectors
+        else:
+            order = flat.argsort()
+            ends = torch.bincount(flat, minlength=batch * steps).cumsum(0)
+            starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+            rows = order % count if p.ndim == 2 else order
+            vectors = vectors.reshape(-1, q.shape[-1])
+            along = embedding_bag(rows, vectors, starts, mode="sum", per_sample_weights=weight.flatten()[order])
+        alone = grad.new_zeros(batch * steps).index_add_(0, flat, grad.flatten())
+        to_x += _chain(x, (y, along.view_as(y)), (a, alone.view(batch, steps)))
+
+
+def _chain(source: Tensor, *parts: tuple[Tensor | None, Tensor]) -> Tensor:
+    """Return the gradient of ``source`` from the gradients of what was made of it."""
+    made = [(tensor, grad) for tensor, grad in parts if tensor is not None]
+    return torch.autograd.grad([tensor for tensor, _ in made], source, [grad for _, grad in made])[0]
+
+
+def _add_pairs(
+    to_x: Tensor | None,
+    to_p: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    p: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
     measure: Measure,
-    mask: Tensor | None,
     budget: int,
 ) -> None:
-    """Recompute in place the pooled values that lost digits to cancellation (equal vectors then differ by exactly 0)."""
-    x_norm = torch.gather(values.square().sum(-1), 1, positions)
-    p_norm = prototypes.square().sum(-1)
-    b, p = torch.nonzero(measure.doubtful(best, x_norm, p_norm), as_tuple=True)
-    rows = chunk_rows(12 * values.shape[-1], budget)
-    for i in range(0, len(b), rows):
-        at_b, at_p = b[i : i + rows], p[i : i + rows]
-        chosen = prototypes[at_p] if prototypes.ndim == 2 else prototypes[at_b, at_p]
-        best[at_b, at_p] = measure.paired(values[at_b, positions[at_b, at_p]], chosen)
-
-
-def _settle(table: Tensor, x: Tensor, p: Tensor, measure: Measure) -> None:
-    """Recompute in place every entry that rounding could have kept from being the nearest of its column."""
-    p = p.expand(x.shape[0], -1, -1) if p.ndim == 2 else p
-    scale = x.square().sum(-1).unsqueeze(-1) + p.square().sum(-1).unsqueeze(1)
-    band = 16 * torch.finfo(table.dtype).eps * scale
-    nearest = measure.nearest(table, dim=1)[0].unsqueeze(1)
-    b, s, j = torch.nonzero(((table - nearest).abs() <= band) & torch.isfinite(table), as_tuple=True)
-    rows = chunk_rows(12 * x.shape[-1])
-    for i in range(0, len(b), rows):
-        at = b[i : i + rows], s[i : i + rows], j[i : i + rows]
-        table[at] = measure.paired(x[at[0], at[1]], p[at[0], at[2]])
+    """Add to the gradients what single pairs (input, position, prototype) bring, by ``paired``."""
+    rows = chunk_rows(8 * x.element_size() * x.shape[-1], budget)
+    for i in range(0, len(grad), rows):
+        b, s, j = (index[i : i + rows] for index in pairs)
+        where = (j,) if p.ndim == 2 else (b, j)
+        with torch.enable_grad():
+            tokens, vectors = x[b, s].detach().requires_grad_(), p[where].detach().requires_grad_()
+            parts = torch.autograd.grad(measure.paired(tokens, vectors), (tokens, vectors), grad[i : i + rows])
+        if to_x is not None:
+            to_x.index_put_((b, s), parts[0], accumulate=True)
+        if to_p is not None:
+            to_p.index_put_(where, parts[1], accumulate=True)

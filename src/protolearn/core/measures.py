@@ -1,7 +1,8 @@
 """Comparing tokens with prototypes: distances (small = near) and similarities (large = near).
 
 A measure has two forms of the same number: ``pairwise`` for all pairs, by one matrix product, and ``paired`` for
-matched rows, exact and differentiable. The first finds, the second is what gradients and near-zero values come from.
+matched rows, exact and differentiable. The first finds, the second settles values near zero. ``product`` says how the
+matrix product makes the number; matching on the hot path uses it to leave out what changes no winner.
 """
 
 from __future__ import annotations
@@ -17,6 +18,42 @@ from torch.nn import functional as F
 from protolearn.errors import UsageError, nearest_names
 
 Compare = Callable[[Tensor, Tensor], Tensor]
+Factor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A comparison as a product: ``scale * y @ q.T + a + b`` with ``y, a = token(x)`` and ``q, b = prototype(p)``.
+
+    Attributes
+    ----------
+    token, prototype : callable
+        ``(..., D) -> (..., D), (...)``; None for the second where nothing is added.
+    scale : float
+        Factor of the product.
+
+    For a distance, ``a`` and ``b`` must be what cancels when the two are near (squared norms).
+    """
+
+    token: Factor
+    prototype: Factor
+    scale: float = 1.0
+
+    def table(self, x: Tensor, p: Tensor) -> Tensor:
+        """Return ``(..., N, P)`` for ``(..., N, D)`` and ``(..., P, D)``, in one new tensor where ``p`` is 2-D."""
+        (y, a), (q, b) = self.token(x), self.prototype(p)
+        if p.ndim == 2:
+            table = y.flatten(0, -2) @ q.T if x.ndim > 2 else y @ q.T
+            table = table.view(*x.shape[:-1], -1)
+        else:
+            table = y @ q.transpose(-1, -2)
+        if self.scale != 1.0:
+            table *= self.scale
+        if a is not None:
+            table += a.unsqueeze(-1)
+        if b is not None:
+            table += b.unsqueeze(-2)
+        return table
 
 
 @dataclass(frozen=True)
@@ -31,11 +68,14 @@ class Measure(ABC):
         ``(..., N, D), (..., P, D) -> (..., N, P)``.
     paired : callable
         ``(..., D), (..., D) -> (...)``.
+    product : Product, optional
+        How ``pairwise`` is made of a matrix product; without it everything works, slower.
     """
 
     name: str
     pairwise: Compare
     paired: Compare
+    product: Product | None = None
 
     @property
     @abstractmethod
@@ -104,48 +144,60 @@ class Similarity(Measure):
         return torch.zeros_like(values, dtype=torch.bool)
 
 
-def _expanded_squared_l2(x: Tensor, p: Tensor) -> Tensor:
-    # |x|^2 - 2 x.p + |p|^2 as one product with the norms folded in; the clamp removes rounding below zero
-    p_norm = p.square().sum(-1)
-    if x.ndim == 2 and p.ndim == 2:
-        values = torch.addmm(p_norm, x, p.T, alpha=-2.0)
-    else:
-        values = p_norm.unsqueeze(-2) - 2.0 * (x @ p.transpose(-1, -2))
-    return values.add_(x.square().sum(-1, keepdim=True)).clamp_min_(0.0)
+def _as_is(x: Tensor) -> tuple[Tensor, None]:
+    return x, None
+
+
+def _unit(x: Tensor) -> tuple[Tensor, None]:
+    return F.normalize(x, dim=-1), None
+
+
+def _with_norm(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, squared_norm(x)
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """Return ``(...)`` squared lengths of ``(..., D)``, without a table of squares.
+
+    Examples
+    --------
+    >>> squared_norm(torch.tensor([3.0, 4.0]))
+    tensor(25.)
+    """
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm.square()
+
+
+_SQUARED_L2 = Product(_with_norm, _with_norm, -2.0)  # |x|^2 - 2 x.p + |p|^2
+_COSINE = Product(_unit, _unit)
+_DOT = Product(_as_is, _as_is)
+_PROJECTION = Product(_as_is, _unit)
+
+
+def _pairwise_squared_l2(x: Tensor, p: Tensor) -> Tensor:
+    return _SQUARED_L2.table(x, p).clamp_min_(0.0)  # the clamp removes rounding below zero
 
 
 def _paired_squared_l2(x: Tensor, p: Tensor) -> Tensor:
     return (x - p).square().sum(-1)
 
 
-def _pairwise_cosine(x: Tensor, p: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1) @ F.normalize(p, dim=-1).transpose(-1, -2)
-
-
 def _paired_cosine(x: Tensor, p: Tensor) -> Tensor:
     return (F.normalize(x, dim=-1) * F.normalize(p, dim=-1)).sum(-1)
-
-
-def _pairwise_dot(x: Tensor, p: Tensor) -> Tensor:
-    return x @ p.transpose(-1, -2)
 
 
 def _paired_dot(x: Tensor, p: Tensor) -> Tensor:
     return (x * p).sum(-1)
 
 
-def _pairwise_projection(x: Tensor, p: Tensor) -> Tensor:
-    return x @ F.normalize(p, dim=-1).transpose(-1, -2)
-
-
 def _paired_projection(x: Tensor, p: Tensor) -> Tensor:
     return (x * F.normalize(p, dim=-1)).sum(-1)
 
 
-squared_l2 = Distance("squared_l2", _expanded_squared_l2, _paired_squared_l2)
-cosine = Similarity("cosine", _pairwise_cosine, _paired_cosine)
-dot = Similarity("dot", _pairwise_dot, _paired_dot)
-projection_length = Similarity("projection_length", _pairwise_projection, _paired_projection)
+squared_l2 = Distance("squared_l2", _pairwise_squared_l2, _paired_squared_l2, _SQUARED_L2)
+cosine = Similarity("cosine", _COSINE.table, _paired_cosine, _COSINE)
+dot = Similarity("dot", _DOT.table, _paired_dot, _DOT)
+projection_length = Similarity("projection_length", _PROJECTION.table, _paired_projection, _PROJECTION)
 
 MEASURES: dict[str, Measure] = {m.name: m for m in (squared_l2, cosine, dot, projection_length)}
 
