@@ -195,6 +195,8 @@ def one_step(encoder: ImageEncoder, size: int = 64) -> tuple[set[str], set[str]]
 
 def test_frozen_blocks_keep_weights_and_batch_norm_statistics() -> None:
     encoder = ImageEncoder("test_resnet", size=64, train_from="layer3")
+    assert encoder.training
+    assert not any(module.training for module in encoder.net.layer2.modules())
     weights, buffers = one_step(encoder)
     assert weights, "something was trained"
     assert buffers, "and its statistics moved"

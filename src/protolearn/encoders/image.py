@@ -127,6 +127,7 @@ class ImageEncoder(Encoder):
         self.train_from: str | int = "all"
         self._allow(train_from)
         self.dim, self.grid = self._probe()
+        self.train()  # frozen blocks are in eval mode from the start
 
     def _whole(self, weights: str | Path | None, seed: int) -> tuple[nn.Module, str]:
         """Return the uncut network with its weights, and in words where they came from."""
