@@ -1,0 +1,1 @@
+"""Audits: what a model's scores and prototypes are worth, as functions of what it put out."""

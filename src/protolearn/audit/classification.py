@@ -1,0 +1,157 @@
+"""Scores of a classifier from its logits: accuracy with an interval, per class, confusion, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from protolearn.audit.calibration import ReliabilityBin, calibration_error, reliability, wilson
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class: how many cases, which share of them was found, which share of its predictions was right.
+
+    ``recall`` is None where the class has no case, ``precision`` where it was never predicted.
+    """
+
+    name: str
+    count: int
+    predicted: int
+    recall: float | None
+    precision: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationResult:
+    """What a model did on labelled cases. Numbers that need a case are None where there is none.
+
+    Attributes
+    ----------
+    n, unlabelled : int
+        Cases scored; cases left out because nothing is known about them.
+    accuracy, balanced_accuracy : float or None
+        Share of right predictions; mean recall over the classes that have cases.
+    interval : (float, float) or None
+        Wilson's 95 % interval of the accuracy.
+    ece : float or None
+        Expected calibration error over 15 bins.
+    confusion : ndarray
+        ``(C, C)`` int64: row = true class, column = predicted.
+    per_class : tuple of ClassScore
+        In the order of ``classes``.
+    bins : tuple of ReliabilityBin
+        For the reliability diagram.
+    logits, probabilities, labels, ids, classes
+        What it was computed from, labelled cases only.
+    """
+
+    n: int
+    unlabelled: int
+    accuracy: float | None
+    balanced_accuracy: float | None
+    interval: tuple[float, float] | None
+    ece: float | None
+    confusion: np.ndarray
+    per_class: tuple[ClassScore, ...]
+    bins: tuple[ReliabilityBin, ...]
+    logits: np.ndarray
+    probabilities: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """``(N,)`` predicted class of each case; the first of equals."""
+        return self.logits.argmax(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores, without the arrays over cases, as plain JSON types."""
+        return {
+            "n": self.n,
+            "unlabelled": self.unlabelled,
+            "accuracy": self.accuracy,
+            "accuracy_interval_95": None if self.interval is None else list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "ece": self.ece,
+            "per_class": {
+                s.name: {"n": s.count, "predicted": s.predicted, "recall": s.recall, "precision": s.precision}
+                for s in self.per_class
+            },
+            "confusion": self.confusion.tolist(),
+            "classes": list(self.classes),
+        }
+
+
+def score_logits(
+    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], ids: Sequence[str] | None = None
+) -> ClassificationResult:
+    """Score logits against labels.
+
+    Parameters
+    ----------
+    logits : ndarray
+        ``(N, C)``.
+    labels : ndarray
+        ``(N,)`` indices into ``classes``; -1 = unlabelled, left out and counted.
+    classes : sequence of str
+        Names.
+    ids : sequence of str, optional
+        Case ids; the positions by default.
+
+    Examples
+    --------
+    >>> result = score_logits(np.array([[2.0, 0.0], [0.5, 1.0], [3.0, 0.0]]), np.array([0, 1, 1]), ["cat", "dog"])
+    >>> round(result.accuracy, 3), result.confusion.tolist()
+    (0.667, [[1, 0], [1, 1]])
+    """
+    logits = np.asarray(logits, dtype=np.float64).reshape(len(labels), len(classes))
+    labels = np.asarray(labels, dtype=np.int64)
+    if labels.size and (labels.min() < -1 or labels.max() >= len(classes)):
+        raise ValueError(f"labels lie in -1 to {len(classes) - 1}, got {labels.min()} to {labels.max()}")
+    if not np.isfinite(logits).all():
+        raise ValueError("logits must be finite")
+    known = labels >= 0
+    names = tuple(str(i) for i in (range(len(labels)) if ids is None else ids))
+    kept, y = logits[known], labels[known]
+    shifted = np.exp(kept - kept.max(1, keepdims=True)) if len(kept) else kept
+    probabilities = shifted / shifted.sum(1, keepdims=True) if len(kept) else shifted
+    size = len(classes)
+    predicted = kept.argmax(1) if len(kept) else np.zeros(0, dtype=np.int64)
+    confusion = np.bincount(y * size + predicted, minlength=size * size).reshape(size, size).astype(np.int64)
+    hits, counts, guesses = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    per_class = tuple(
+        ClassScore(
+            name=str(name),
+            count=int(counts[c]),
+            predicted=int(guesses[c]),
+            recall=float(hits[c] / counts[c]) if counts[c] else None,
+            precision=float(hits[c] / guesses[c]) if guesses[c] else None,
+            interval=wilson(int(hits[c]), int(counts[c])),
+        )
+        for c, name in enumerate(classes)
+    )
+    recalls = [score.recall for score in per_class if score.recall is not None]
+    bins = tuple(reliability(probabilities, y))
+    count = len(y)
+    return ClassificationResult(
+        n=count,
+        unlabelled=int((~known).sum()),
+        accuracy=float(hits.sum() / count) if count else None,
+        balanced_accuracy=sum(recalls) / len(recalls) if recalls else None,
+        interval=wilson(int(hits.sum()), count),
+        ece=calibration_error(list(bins)),
+        confusion=confusion,
+        per_class=per_class,
+        bins=bins,
+        logits=kept,
+        probabilities=probabilities,
+        labels=y,
+        ids=tuple(name for name, keep in zip(names, known.tolist(), strict=True) if keep),
+        classes=tuple(map(str, classes)),
+    )
