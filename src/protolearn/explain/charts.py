@@ -1,0 +1,224 @@
+"""Charts as inline SVG, drawn by hand: no library, no script, readable at phone width, in light and dark.
+
+Colours come from the page's CSS variables; every line is also told apart by its dash and its label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from protolearn.audit.calibration import ReliabilityBin
+from protolearn.explain.lettering import number
+
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 24, 30
+_DASHES = ("", "5 3", "2 3", "8 3 2 3")
+_COLOURS = ("var(--for)", "var(--against)", "var(--third)", "var(--soft)")
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Return round numbers that span a range.
+
+    Examples
+    --------
+    >>> ticks(0.0, 1.0)
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> ticks(3.0, 3.0)
+    [3.0]
+    """
+    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+        return [low]
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * k for k in (1, 2, 2.5, 5, 10) if power * k >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    made: list[float] = []
+    while first * step <= high + 1e-9 * step and len(made) < 20:
+        made.append(round(first * step, 12))
+        first += 1
+    return made
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    phases: Sequence[str] = (),
+    marks: Mapping[float, str] | None = None,
+) -> str:
+    """Draw curves over epochs, with a band for each phase and a vertical line for each mark.
+
+    Parameters
+    ----------
+    title : str
+        Heading, also the accessible name.
+    series : mapping of str to sequence
+        Name to values, one an epoch; None or a value that is not finite leaves a gap.
+    phases : sequence of str
+        Name of each epoch's phase.
+    marks : mapping of float to str, optional
+        Place (in epochs, between two of them) to words.
+    """
+    clean = {n: [v if v is not None and math.isfinite(v) else None for v in values] for n, values in series.items()}
+    flat = [v for values in clean.values() for v in values if v is not None]
+    epochs = max((len(values) for values in clean.values()), default=0)
+    if not flat or not epochs:
+        return ""
+    low, high = min(flat), max(flat)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+    pad = 0.04 * (high - low)
+    low, high = (low if low == 0 else low - pad), high + pad
+
+    def x(epoch: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (epoch / max(epochs, 1))
+
+    def y(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low))
+
+    parts = [_bands(phases, x)]
+    for value in ticks(low, high):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{_short(value)}</text>')
+    for epoch in (e for e in ticks(0, epochs) if e == int(e)):
+        parts.append(f'<text x="{x(epoch):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{int(epoch)}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">epochs</text>')
+    for place, words in (marks or {}).items():
+        parts.append(
+            f'<line class="mark" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+            f"<title>{escape(words)}</title></line>"
+        )
+    told = []
+    for k, (name, values) in enumerate(clean.items()):
+        colour, dash = _COLOURS[k % len(_COLOURS)], _DASHES[k % len(_DASHES)]
+        for run in _runs(values):
+            points = " ".join(f"{x(i + 0.5):.1f},{y(v):.1f}" for i, v in run)
+            if len(run) == 1:
+                i, v = run[0]
+                parts.append(f'<circle cx="{x(i + 0.5):.1f}" cy="{y(v):.1f}" r="2" fill="{colour}"/>')
+            parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8" '
+                f'stroke-dasharray="{dash}"/>'
+            )
+        last = next((v for v in reversed(values) if v is not None), None)
+        if last is not None:
+            told.append(f"{name} ends at {_short(last)}")
+    legend = _legend(list(clean)) if len(clean) > 1 else ""
+    return _figure(title, f"{title} over {epochs} epochs: {', '.join(told)}", "".join(parts), legend)
+
+
+def reliability_chart(bins: Sequence[ReliabilityBin], title: str = "Reliability") -> str:
+    """Draw accuracy over confidence; a point on the diagonal means what it says; its area counts cases."""
+    if not bins:
+        return ""
+    side_x, side_y = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def x(v: float) -> float:
+        return LEFT + side_x * v
+
+    def y(v: float) -> float:
+        return TOP + side_y * (1 - v)
+
+    parts = []
+    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{v:g}</text>')
+        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v:g}</text>')
+    parts.append(f'<line class="mark" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>')
+    total = sum(b.count for b in bins)
+    for b in bins:
+        radius = 2.5 + 9 * math.sqrt(b.count / total)
+        words = f"{b.count} cases: sure {b.confidence:.2f}, right {b.accuracy:.2f}"
+        parts.append(
+            f'<line x1="{x(b.confidence):.1f}" x2="{x(b.confidence):.1f}" y1="{y(b.confidence):.1f}" '
+            f'y2="{y(b.accuracy):.1f}" stroke="var(--against)" stroke-width="1.5"/>'
+            f'<circle cx="{x(b.confidence):.1f}" cy="{y(b.accuracy):.1f}" r="{radius:.1f}" fill="var(--for)" '
+            f'fill-opacity="0.75"><title>{words}</title></circle>'
+        )
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">how sure the model was</text>')
+    parts.append(f'<text x="4" y="{TOP - 10}">how often it was right</text>')
+    told = "; ".join(f"sure {b.confidence:.2f}, right {b.accuracy:.2f} ({b.count} cases)" for b in bins)
+    return _figure(title, f"{title}: {told}", "".join(parts), "")
+
+
+def confusion_chart(table: Sequence[Sequence[int]], title: str = "Confusion") -> str:
+    """Draw a large confusion matrix as coloured cells: rows are the true classes, columns the predicted ones."""
+    size = len(table)
+    if not size:
+        return ""
+    step = 340 / size
+    parts = ['<rect x="10" y="10" width="340" height="340" class="frame"/>']
+    for r, row in enumerate(table):
+        total = sum(row) or 1
+        for c, count in enumerate(row):
+            if count:
+                colour = "var(--for)" if r == c else "var(--against)"
+                parts.append(
+                    f'<rect x="{10 + c * step:.2f}" y="{10 + r * step:.2f}" width="{step:.2f}" height="{step:.2f}" '
+                    f'fill="{colour}" fill-opacity="{0.15 + 0.85 * count / total:.2f}"/>'
+                )
+    right = sum(table[k][k] for k in range(size))
+    told = f"{title}: {size} classes, {right} of {sum(map(sum, table))} cases on the diagonal"
+    return _figure(title, told, "".join(parts), "<p class='key'>rows true, columns predicted</p>", height=360)
+
+
+def _bands(phases: Sequence[str], x: object) -> str:
+    assert callable(x)
+    parts, start, shade = [], 0, False
+    for k in range(1, len(phases) + 1):
+        if k == len(phases) or phases[k] != phases[start]:
+            a, b = x(start), x(k)
+            if shade:
+                parts.append(
+                    f'<rect class="band" x="{a:.1f}" y="{TOP}" width="{b - a:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
+                )
+            name = phases[start].replace("_", " ")
+            if 5.4 * len(name) < b - a:
+                at = f'x="{(a + b) / 2:.1f}" y="{TOP - 4}"'
+                parts.append(f'<text class="phase" {at} text-anchor="middle">{escape(name)}</text>')
+            start, shade = k, not shade
+    return "".join(parts)
+
+
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    runs: list[list[tuple[int, float]]] = []
+    fresh = True
+    for i, value in enumerate(values):
+        if value is None:
+            fresh = True
+            continue
+        if fresh:
+            runs.append([])
+            fresh = False
+        runs[-1].append((i, value))
+    return runs
+
+
+def _legend(names: Sequence[str]) -> str:
+    keys = []
+    for k, name in enumerate(names):
+        colour, dash = _COLOURS[k % len(_COLOURS)], _DASHES[k % len(_DASHES)]
+        keys.append(
+            '<span><svg viewBox="0 0 26 8" width="26" height="8" aria-hidden="true"><line x2="26" y1="4" y2="4" '
+            f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/></svg> {escape(name)}</span>'
+        )
+    return f'<p class="key">{" ".join(keys)}</p>'
+
+
+def _figure(title: str, told: str, inside: str, legend: str, height: int = HEIGHT) -> str:
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(told, quote=True)}">{inside}</svg>'
+        f"{legend}</figure>"
+    )
+
+
+def _short(value: float) -> str:
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e5 or size < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    return number(value, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 3)

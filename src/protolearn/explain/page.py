@@ -1,0 +1,221 @@
+"""Pieces of a self-contained HTML page: style, pictures as data URIs, tables, one explained prediction.
+
+Every name that comes from data (class, case, path, setting) passes through ``text``; nothing else makes HTML of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from protolearn.explain.draw import Painter, View
+from protolearn.explain.lettering import number, share, signed
+from protolearn.structures import Explanation, LedgerRow
+
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+
+def text(value: Any) -> str:
+    """Return a value as HTML text, safe in attributes too; control characters and bidi overrides are shown as ``?``."""
+    shown = "".join("?" if _hidden(c) else c for c in str(value))
+    return escape(shown, quote=True)
+
+
+def _hidden(char: str) -> bool:
+    code = ord(char)
+    return (code < 32 and char not in "\n\t") or 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or (
+        0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    )  # fmt: skip
+
+
+def short(value: Any, most: int = 48) -> str:
+    """Return HTML text cut in the middle, with the whole as its title."""
+    whole = str(value)
+    if len(whole) <= most:
+        return _breakable(whole)
+    head = most // 2
+    return f'<span title="{text(whole)}">{_breakable(whole[:head])}…{_breakable(whole[-(most - head) :])}</span>'
+
+
+def _breakable(value: str) -> str:
+    """Return HTML text that may break after the separators of paths and names."""
+    shown = text(value)
+    for separator in ("_", "/", "\\"):
+        shown = shown.replace(separator, f"{separator}<wbr>")
+    return shown
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole document that asks for nothing outside itself."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def section(key: str, title: str, *parts: str) -> str:
+    """Return a section with its heading."""
+    heading = f'<h2 id="{key}-h">{text(title)}</h2>'
+    return f'<section id="{key}" aria-labelledby="{key}-h">{heading}\n{"".join(parts)}</section>\n'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int] = (), caption: str = "") -> str:
+    """Return a table of cells that are HTML already, the first of each row its heading; ``numbers`` align right."""
+    right = set(numbers)
+
+    def cls(k: int) -> str:
+        return ' class="n"' if k in right else ""
+
+    top = "".join(f'<th scope="col"{cls(k)}>{cell}</th>' for k, cell in enumerate(head))
+    body = "".join(
+        "<tr>"
+        + "".join(f'<th scope="row"{cls(0)}>{c}</th>' if k == 0 else f"<td{cls(k)}>{c}</td>" for k, c in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    named = f"<caption>{text(caption)}</caption>" if caption else ""
+    return f'<div class="scroll"><table>{named}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a table of name and value; values are HTML already."""
+    body = "".join(f'<tr><th scope="row">{text(name)}</th><td>{value}</td></tr>' for name, value in rows if value)
+    return f'<div class="scroll"><table class="facts"><tbody>{body}</tbody></table></div>'
+
+
+def data_uri(picture: Image.Image, *, lossless: bool = False) -> str:
+    """Return a picture as a data URI: PNG for pixel art, JPEG for the rest."""
+    buffer = io.BytesIO()
+    if lossless:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.convert("RGB").save(buffer, "JPEG", quality=84)
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def image(picture: Image.Image, alt: str, *, lossless: bool = False, cls: str = "") -> str:
+    """Return an ``img`` with its size and alternative text."""
+    named = f' class="{cls}"' if cls else ""
+    return (
+        f'<img{named} src="{data_uri(picture, lossless=lossless)}" width="{picture.width}" height="{picture.height}" '
+        f'alt="{text(alt)}">'
+    )
+
+
+def pair(view: View, what: str, *, close_first: bool, side: int = 168) -> str:
+    """Return a picture and the close-up of its region."""
+    tiny = max(view.picture.size) <= 64
+    whole = image(view.thumbnail(side), f"{what}, the region outlined", lossless=tiny and view.heat is None)
+    close = image(view.close_up(side), f"close-up of the region in {what}", lossless=tiny and view.heat is None)
+    return f'<div class="pair">{close + whole if close_first else whole + close}</div>'
+
+
+def whole(picture: Image.Image, alt: str, side: int) -> str:
+    """Return a picture without marks."""
+    return image(View(picture).thumbnail(side), alt, lossless=max(picture.size) <= 64, cls="photo")
+
+
+def explained_prediction(
+    painter: Painter,
+    picture: Image.Image,
+    explanation: Explanation,
+    runner_up: Explanation | None = None,
+    *,
+    most: int = 4,
+    against: int = 2,
+) -> str:
+    """Return one prediction: the case, its matches, the arithmetic, and the class that came second."""
+    names = painter.model.classes
+    e = explanation
+    arguments = [e, *([runner_up] if runner_up is not None else [])]
+    every = [row for argument in arguments for row in argument.rows]
+    scale = max((abs(row.contribution) for row in every if math.isfinite(row.contribution)), default=1.0) or 1.0
+    left = [whole(picture, f"the case {e.case}", 400)]
+    left.append(f'<p class="verdict">Looks like {short(names[e.predicted])}</p>')
+    known = ""
+    if e.label is not None:
+        good = e.label == e.predicted
+        known = f"labelled {short(names[e.label])}: " + (
+            '<span class="right">✓ right</span>' if good else '<span class="wrong">✗ wrong</span>'
+        )
+    odds = f"probability {share(e.probability)}" if e.target == e.predicted else ""
+    left.append(f'<p class="small">{"<br>".join(text(odds) if p is odds else p for p in (odds, known) if p)}</p>')
+    left.append(f'<p class="small soft">case {short(e.case, 60)}</p>')
+    largest = max(abs(a.logit) for a in arguments) or 1.0
+    rows = "".join(
+        f'<tr><th scope="row">{short(names[a.target], 30)}{_bar(a.logit / largest)}</th>'
+        f'<td class="n">{signed(a.logit)}</td></tr>'
+        for a in arguments
+    )
+    left.append(f'<table class="scores"><caption>Class scores (logits)</caption><tbody>{rows}</tbody></table>')
+    right = [_argument(painter, picture, e, most, scale, f"Why {names[e.target]}")]
+    if runner_up is not None:
+        right.append(_argument(painter, picture, runner_up, against, scale, f"Runner-up: {names[runner_up.target]}"))
+    return f'<article class="why"><div>{"".join(left)}</div><div>{"".join(right)}</div></article>'
+
+
+def _argument(painter: Painter, picture: Image.Image, e: Explanation, most: int, scale: float, heading: str) -> str:
+    rows = e.top(most)
+    body = "".join(_row(painter, picture, e, row, scale) for row in rows)
+    head = (
+        '<thead><tr role="row"><th scope="col">this part of the picture</th><th scope="col">that part of a training '
+        'picture</th><th scope="col">similarity × weight = contribution</th></tr></thead>'
+    )
+    ledger = f'<table class="ledger" role="table">{head}<tbody role="rowgroup">{body}</tbody></table>' if rows else ""
+    shown = sum(row.contribution for row in rows)
+    parts = [f"<b>{signed(shown)}</b> <span class='soft small'>(the {len(rows)} shown)</span>"]
+    if len(e.rows) > len(rows):
+        rest = e.total - e.bias - shown
+        parts.append(f"{_spaced(rest)} <span class='soft small'>({len(e.rows) - len(rows)} others)</span>")
+    if e.bias:
+        parts.append(f"{_spaced(e.bias)} <span class='soft small'>(bias)</span>")
+    return f"<h4>{text(heading)}</h4>{ledger}<p class='sum'>{' '.join(parts)} = <b>logit {signed(e.logit)}</b></p>"
+
+
+def _row(painter: Painter, picture: Image.Image, e: Explanation, row: LedgerRow, scale: float) -> str:
+    names = painter.model.classes
+    here = painter.case_view(picture, e.case, row)
+    there, why = painter.source_view(row)
+    owner = "no single class" if row.owner is None else names[row.owner]
+    source = row.source.case if row.source is not None else ""
+    if there is None:
+        like = f'<div class="absent">{text(why)}</div>'
+    else:
+        like = pair(there, f"training case {source}, source of prototype {row.prototype}", close_first=True)
+    told = (
+        f'<div class="big {_sign(row.contribution)}">{signed(row.contribution)}</div>{_bar(row.contribution / scale)}'
+        f"<div>{number(row.similarity)} × {signed(row.weight)}</div>"
+        f'<div class="soft small">prototype {row.prototype} of {short(owner, 34)}<br>'
+        f"{text(why) if why else f'from {short(source, 40)}'}</div>"
+    )
+    what = pair(here, f"case {e.case} where prototype {row.prototype} matched", close_first=False)
+    return (
+        f'<tr role="row"><td role="cell" class="looks">{what}</td><td role="cell" class="like">{like}</td>'
+        f'<td role="cell" class="told">{told}</td></tr>'
+    )
+
+
+def _bar(fraction: float) -> str:
+    wide = 100 * min(abs(fraction), 1.0) if math.isfinite(fraction) else 0.0
+    return f'<div class="bar" aria-hidden="true"><i class="{_sign(fraction)}" style="width:{wide:.1f}%"></i></div>'
+
+
+def _sign(value: float) -> str:
+    return "minus" if value < 0 else "plus"
+
+
+def _spaced(value: float) -> str:
+    words = signed(value)
+    return f"{words[0]} {words[1:]}"
