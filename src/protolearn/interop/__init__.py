@@ -1,0 +1,1 @@
+"""Bridges to other libraries: scikit-learn's estimators, the Hugging Face Hub."""
