@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     inputs: Tensor
     labels: Tensor
-    ids: list[str]
+    ids: Sequence[str]
 
 
 class Box(NamedTuple):
@@ -52,6 +52,8 @@ class Tokens:
         ``(B, D')`` one vector for the whole input, where the encoder has one.
     input_size : tuple of int or None
         Extent of the encoder's input along the axes of ``grid``, in pixels or samples.
+    window : int
+        Cells along each axis that one token summarises, an odd number; 1 unless neighbours were averaged.
 
     Examples
     --------
@@ -65,8 +67,11 @@ class Tokens:
     grid: tuple[int, ...] | None = None
     summary: Tensor | None = None
     input_size: tuple[int, ...] | None = None
+    window: int = 1
 
     def __post_init__(self) -> None:
+        if self.window < 1 or self.window % 2 == 0:
+            raise ValueError(f"window must be an odd number of cells, got {self.window}")
         if self.values.ndim != 3:
             raise ValueError(f"tokens must be (B, S, D), got {tuple(self.values.shape)}")
         if self.mask is not None and self.mask.shape != self.values.shape[:2]:
@@ -81,18 +86,23 @@ class Tokens:
         return dataclasses.replace(self, **changes)
 
     def region(self, position: int) -> Box | None:
-        """Return the cell of a position in input pixels, or None where positions have no place.
+        """Return the place of a token in input pixels, or None where positions have no place.
 
-        A cell is the position's share of the input (input size / grid), not its receptive field.
+        That is its cell, its share of the input (input size / grid), or the ``window`` of cells it was averaged over; not
+        the receptive field, which is larger.
         """
         if self.grid is None or self.input_size is None:
             return None
-        if len(self.grid) == 1:
-            step = self.input_size[0] / self.grid[0]
-            return Box(position * step, 0.0, (position + 1) * step, 1.0)
-        row, column = divmod(position, self.grid[1])
-        height, width = self.input_size[0] / self.grid[0], self.input_size[1] / self.grid[1]
-        return Box(column * width, row * height, (column + 1) * width, (row + 1) * height)
+        row, column = (0, position) if len(self.grid) == 1 else divmod(position, self.grid[1])
+        y0, y1 = self._span(row, 0) if len(self.grid) == 2 else (0.0, 1.0)
+        x0, x1 = self._span(column, -1)
+        return Box(x0, y0, x1, y1)
+
+    def _span(self, cell: int, axis: int) -> tuple[float, float]:
+        assert self.grid is not None
+        assert self.input_size is not None
+        step, reach = self.input_size[axis] / self.grid[axis], self.window // 2
+        return max(0, cell - reach) * step, min(self.grid[axis], cell + reach + 1) * step
 
 
 def _product(sizes: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from protolearn.encoders import FeatureEncoder, SmallEncoder, fingerprint, make_encoder
+from protolearn.encoders import FeatureEncoder, SmallEncoder, make_encoder
 from protolearn.errors import UsageError
 
 
@@ -26,7 +26,7 @@ def test_small_prepares_pictures_and_comes_back_from_its_spec() -> None:
     assert picture.max() == 1
     rebuilt = make_encoder(json.loads(json.dumps(encoder.spec()))).eval()
     rebuilt.load_state_dict(encoder.state_dict())
-    assert fingerprint(rebuilt) == fingerprint(encoder) != fingerprint(SmallEncoder(dim=16, size=12))
+    assert rebuilt.fingerprint() == encoder.fingerprint() != SmallEncoder(dim=16, size=12).fingerprint()
     assert torch.equal(rebuilt(picture[None]).values, encoder(picture[None]).values)
     assert len(encoder.tunable()) == len(list(encoder.parameters()))
 
@@ -45,7 +45,7 @@ def test_features_pass_through() -> None:
     assert encoder(sets).grid is None
     assert encoder.preprocess is None
     assert make_encoder(encoder.spec()).dim == 5
-    assert fingerprint(encoder) != fingerprint(FeatureEncoder(6))
+    assert encoder.fingerprint() != FeatureEncoder(6).fingerprint()
     with pytest.raises(UsageError, match=r"\(B, 5\) or \(B, S, 5\), got \(3, 6\)"):
         encoder(torch.zeros(3, 6))
 

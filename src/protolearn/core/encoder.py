@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from protolearn.structures import Tokens
@@ -24,6 +27,8 @@ class Encoder(nn.Module, ABC):
 
     dim: int
     preprocess: Any = None
+    about_training: ClassVar[tuple[str, ...]] = ()
+    """Entries of :meth:`spec` that say what may be learned and not what comes out."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tokens:
@@ -36,3 +41,22 @@ class Encoder(nn.Module, ABC):
     def tunable(self) -> list[nn.Parameter]:
         """Return the parameters a phase that trains the encoder may change: all, unless a part is kept frozen."""
         return list(self.parameters())
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of settings and weights: encoders with the same one make the same tokens."""
+        return fingerprint(self.spec(), self.about_training, self)
+
+
+def fingerprint(settings: dict[str, Any], left_out: tuple[str, ...], *modules: nn.Module) -> str:
+    """Return the SHA-256 of settings and of the weights of modules; the steps a batch norm has seen do not count."""
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for module in modules:
+        digest.update(b"\n--\n")
+        for name, tensor in sorted(module.state_dict().items()):
+            if name.endswith("num_batches_tracked"):
+                continue
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"\n{name} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

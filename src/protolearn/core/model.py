@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
-from protolearn.core.encoder import Encoder
+from protolearn.core.encoder import Encoder, fingerprint
 from protolearn.core.heads import Head
 from protolearn.core.matching import all_matches, best_match
 from protolearn.core.measures import Distance, Measure
@@ -154,13 +153,5 @@ class PrototypeModel(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the weights of encoder and neck: tokens are comparable only under one fingerprint."""
-        digest = hashlib.sha256()
-        for part, module in (("encoder", self.encoder), ("neck", self.neck)):
-            for name, tensor in sorted(module.state_dict().items()):
-                if name.endswith("num_batches_tracked"):
-                    continue  # counts steps, changes no token
-                kept = tensor.detach().cpu().contiguous()
-                digest.update(f"{part}.{name}:{kept.dtype}:{tuple(kept.shape)};".encode())
-                digest.update(kept.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Return a SHA-256 over settings and weights of encoder and neck: tokens are comparable under one only."""
+        return fingerprint(self.encoder.spec(), self.encoder.about_training, self.encoder, self.neck)

@@ -9,6 +9,7 @@ from protolearn.data.augment import Augment, Augmented
 from protolearn.data.cases import Cases, Transform, view_seed
 from protolearn.data.catalogue import medmnist_cases, medmnist_names, torchvision_cases, torchvision_names
 from protolearn.data.cub import cub
+from protolearn.data.features import FeatureCases, features
 from protolearn.data.folder import FileCases, folder, one_file
 from protolearn.data.joined import JoinedCases, join
 from protolearn.data.load import load_cases
@@ -25,6 +26,7 @@ __all__ = [
     "Augment",
     "Augmented",
     "Cases",
+    "FeatureCases",
     "FileCases",
     "JoinedCases",
     "MaskFolder",
@@ -39,6 +41,7 @@ __all__ = [
     "cub",
     "digits",
     "duplicates",
+    "features",
     "folder",
     "group_split",
     "hugging_face",

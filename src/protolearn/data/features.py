@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class FeatureCases(Cases):
     def __getitem__(self, i: int) -> Batch:
         """Return one sample, uncollated: float32 ``(D,)`` or ``(S, D)``, label, id."""
         values = torch.from_numpy(np.array(self._values[int(self._rows[i])], dtype=np.float32))
-        return cast(Batch, Batch(values, int(self.labels[i]), self.ids[i]))  # type: ignore[arg-type]
+        return Batch(values, int(self.labels[i]), self.ids[i])  # type: ignore[arg-type]
 
 
 def features(

@@ -12,7 +12,6 @@ from typing import Any
 from protolearn.core.encoder import Encoder
 from protolearn.encoders.cache import TokenCache, token_cache
 from protolearn.encoders.features import FeatureEncoder
-from protolearn.encoders.fingerprint import fingerprint
 from protolearn.encoders.image import ImageEncoder
 from protolearn.encoders.small import SmallEncoder
 from protolearn.errors import UsageError, nearest_names
@@ -23,7 +22,6 @@ __all__ = [
     "ImageEncoder",
     "SmallEncoder",
     "TokenCache",
-    "fingerprint",
     "make_encoder",
     "token_cache",
 ]

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from protolearn.core.encoder import Encoder
-from protolearn.encoders.fingerprint import fingerprint
 from protolearn.errors import DataError, ProtolearnError, TrainingError, UsageError
 from protolearn.structures import Tokens
 
@@ -61,6 +60,7 @@ class TokenCache:
     labels: np.ndarray
     grid: tuple[int, ...] | None
     input_size: tuple[int, ...] | None
+    window: int = 1
     folder: Path | None = None
     built: bool = True
 
@@ -108,7 +108,9 @@ class TokenCache:
 
         values = take("values", np.float32)
         assert values is not None
-        return Tokens(values, take("mask", np.bool_), self.grid, take("summary", np.float32), self.input_size)
+        return Tokens(
+            values, take("mask", np.bool_), self.grid, take("summary", np.float32), self.input_size, self.window
+        )
 
 
 def token_cache(
@@ -189,7 +191,7 @@ def token_cache(
     if directory is None:
         memory = _Memory(plan)
         plan.run(memory.write)
-        return TokenCache(memory.arrays, cases.ids, cases.labels, plan.grid, plan.input_size)
+        return TokenCache(memory.arrays, cases.ids, cases.labels, plan.grid, plan.input_size, plan.window)
     return _on_disk(plan, cases, Path(directory).expanduser())
 
 
@@ -233,6 +235,7 @@ class _Plan:
         self.count = len(versions[0])
         self.grid: tuple[int, ...] | None = None
         self.input_size: tuple[int, ...] | None = None
+        self.window = 1
 
     def key(self) -> str:
         """Return the SHA-256 of all that decides the tokens."""
@@ -242,7 +245,7 @@ class _Plan:
             "data": plain.fingerprint(),
             "transforms": [_settings(plain.transform)] + ([_settings(augmented.transform)] if self.views > 1 else []),
             "seed": plain.seed if self.views > 1 else None,
-            "encoder": fingerprint(self.encoder),
+            "encoder": self.encoder.fingerprint(),
             "views": self.views,
             "dtype": self.dtype.name,
         }
@@ -268,7 +271,7 @@ class _Plan:
                             f"before, {found} from case {ids[0]!r} on"
                         )
                     shapes = found
-                    self.grid, self.input_size = tokens.grid, tokens.input_size
+                    self.grid, self.input_size, self.window = tokens.grid, tokens.input_size, tokens.window
                     write(view, row, arrays)
                     row += len(ids)
                     step()
@@ -344,6 +347,7 @@ class _Files:
             "key": key,
             "grid": self.plan.grid,
             "input_size": self.plan.input_size,
+            "window": self.plan.window,
             "bytes": sizes,
         }
         with (self.folder / "about.json").open("w", encoding="utf-8") as page:
@@ -403,7 +407,7 @@ def _open(folder: Path, key: str, cases: Cases, *, built: bool = False) -> Token
         grid, input_size = (None if about[name] is None else tuple(about[name]) for name in ("grid", "input_size"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
-    return TokenCache(arrays, cases.ids, cases.labels, grid, input_size, folder, built)
+    return TokenCache(arrays, cases.ids, cases.labels, grid, input_size, int(about["window"]), folder, built)
 
 
 def _publish(fresh: Path, folder: Path, key: str, cases: Cases) -> TokenCache:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protolearn.core.encoder import Encoder
-from protolearn.encoders.fingerprint import fingerprint
+from protolearn.core.smoothing import smooth
 from protolearn.encoders.weights import classes_in, hub_file, load_strictly, read_weights
 from protolearn.errors import ProtolearnError, UsageError, nearest_names
 from protolearn.structures import Tokens
@@ -43,6 +43,8 @@ class ImageEncoder(Encoder):
         Index or name of a layer in ``layers``; ``"last"``; ``"final"`` for what the classifier pools, which in some
         networks (MobileNet, EfficientNet) is one convolution further. Several are resized to the finest of their
         grids and joined along the width.
+    smooth : int
+        Odd number of cells: each token is the mean over a square of so many cells a side, and stands for that square.
     size : int or (int, int), optional
         Height and width of the input; the network's own by default.
     mean, std : float or three floats, optional
@@ -92,12 +94,15 @@ class ImageEncoder(Encoder):
     net: Any  # a network of timm
     grid: tuple[int, ...]
 
+    about_training = ("train_from",)
+
     def __init__(
         self,
         name: str,
         *,
         weights: str | Path | None = None,
         layer: Layer | Sequence[Layer] = "last",
+        smooth: int = 1,
         size: int | Sequence[int] | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -113,6 +118,9 @@ class ImageEncoder(Encoder):
         self.model_args = dict(model_args or {})
         for taken in set(self.model_args) & set(_OURS):
             raise UsageError(f"model_args must not hold {taken!r}: the encoder sets it itself")
+        if smooth < 1 or smooth % 2 == 0:
+            raise UsageError(f"smooth must be an odd number of cells, got {smooth}")
+        self.smooth = smooth
         with _seeded(seed):
             whole, self.origin = self._whole(weights, seed)
             self.preprocess = _preprocess(whole, size, mean, std, resize, interpolation, crop_fraction, self.model_args)
@@ -194,6 +202,9 @@ class ImageEncoder(Encoder):
 
     def forward(self, inputs: Tensor) -> Tokens:
         """Return tokens ``(B, S, D)`` of pictures ``(B, 3, H, W)``."""
+        return smooth(self._tokens(inputs), self.smooth)
+
+    def _tokens(self, inputs: Tensor) -> Tokens:
         if inputs.ndim != 4 or inputs.shape[1] != 3:
             raise UsageError(f"pictures must be (B, 3, H, W), got {tuple(inputs.shape)}")
         size = (inputs.shape[-2], inputs.shape[-1])
@@ -255,14 +266,11 @@ class ImageEncoder(Encoder):
             "encoder": "image",
             "name": self.name,
             "layer": list(self.layer) if isinstance(self.layer, tuple) else self.layer,
+            "smooth": self.smooth,
             **self.preprocess.to_dict(),
             "train_from": self.train_from,
             "model_args": {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_args.items()},
         }
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of settings and weights."""
-        return fingerprint(self)
 
 
 def _checked_name(name: str) -> str:

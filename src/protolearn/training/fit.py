@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -477,9 +478,6 @@ class _Training:
             warnings.warn(text, TrainingWarning, stacklevel=2)
 
     def _metadata(self) -> dict[str, Any]:
-        import lightning
-        import timm
-
         validation = None if self.validation is None else {"name": self.validation.name, "cases": len(self.validation)}
         return {
             "data": {
@@ -492,7 +490,7 @@ class _Training:
             "history": self.progress.history,
             "projections": self.progress.projections,
             "warnings": self.progress.warnings,
-            "versions": {"torch": torch.__version__, "lightning": lightning.__version__, "timm": timm.__version__},
+            "versions": {name: version(name) for name in ("protolearn", "torch", "lightning", "timm")},
             "date": datetime.date.today().isoformat(),
         }  # fmt: skip
 
