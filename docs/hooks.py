@@ -77,9 +77,10 @@ def public_table() -> str:
     import protolearn
 
     rows = ["| name | what it is |", "|---|---|"]
-    for name, module in sorted(protolearn._PUBLIC.items()):
-        first = (inspect.getdoc(getattr(protolearn, name)) or "").partition("\n")[0]
-        rows.append(f"| [`{name}`][{module}] | {first.replace('``', '`')} |")
+    for name in sorted(protolearn._PUBLIC):
+        thing = getattr(protolearn, name)
+        first = (inspect.getdoc(thing) or "").partition("\n")[0].replace("``", "`")
+        rows.append(f"| [`{name}`][{thing.__module__}.{thing.__qualname__}] | {first} |")
     return "\n".join(rows)
 
 
