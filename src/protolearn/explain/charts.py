@@ -79,9 +79,11 @@ def line_chart(
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low))
 
     parts = [_bands(phases, x)]
-    for value in ticks(low, high):
+    shown = ticks(low, high)
+    digits = _digits(shown)
+    for value in shown:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{_short(value)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{_tick(value, digits)}</text>')
     for epoch in (e for e in ticks(0, epochs) if e == int(e)):
         parts.append(f'<text x="{x(epoch):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{int(epoch)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">epochs</text>')
@@ -213,6 +215,17 @@ def _figure(title: str, told: str, inside: str, legend: str, height: int = HEIGH
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(told, quote=True)}">{inside}</svg>'
         f"{legend}</figure>"
     )
+
+
+def _digits(values: Sequence[float]) -> int | None:
+    """Return how many decimals tell ticks apart; None where they are better written as powers of ten."""
+    if max(map(abs, values)) >= 1e5 or (len(values) > 1 and values[1] - values[0] < 1e-4):
+        return None
+    return next((d for d in range(6) if all(abs(v - round(v, d)) < 1e-9 for v in values)), 5)
+
+
+def _tick(value: float, digits: int | None) -> str:
+    return _short(value) if digits is None else number(value, digits)
 
 
 def _short(value: float) -> str:

@@ -368,7 +368,7 @@ class _Card:
             self.y += 18
         heading = f"Why {name}" if first else f"Runner-up: {name}"
         x = self.words(self.left, self.y, heading, 23, width=640, bold=True)
-        self.words(x + 14, self.y + 6, f"logit {signed(e.logit)}", 18, SOFT)
+        self.words(x + 14, self.y + 6, f"logit {number(e.logit)}", 18, SOFT)
         self.y += 36
         t, g = self.THUMB, self.GAP
         columns = [self.left, self.left + t + g, self.left + 2 * t + g + 62, self.left + 3 * t + 2 * g + 62]
@@ -381,7 +381,7 @@ class _Card:
         for row in rows:
             self._row(row, columns, text, e)
             self.y += t + 16
-        self._sum(e, rows, text)
+        self._sum(e, rows)
 
     def _row(self, row: LedgerRow, columns: list[int], text: int, e: Explanation) -> None:
         t = self.THUMB
@@ -422,19 +422,13 @@ class _Card:
         for k, line in enumerate(lines):
             self.words(x + 18, self.y + t / 2 - 12 * len(lines) + 25 * k, line, 18, SOFT)
 
-    def _sum(self, e: Explanation, rows: Sequence[LedgerRow], text: int) -> None:
-        shown = sum(row.contribution for row in rows)
-        rest = len(e.rows) - len(rows)
-        parts = [(signed(shown), f"the {len(rows)} shown" if rows else "none shown")]
-        if rest:
-            parts.append((signed(e.total - e.bias - shown), f"{rest} others"))
-        if e.bias:
-            parts.append((signed(e.bias), "bias"))
+    def _sum(self, e: Explanation, rows: Sequence[LedgerRow]) -> None:
         x = float(self.left)
-        for k, (value, what) in enumerate(parts):
-            x = self.words(x, self.y, value if k == 0 else value.replace("+", "+ ").replace("−", "− "), 20) + 7
+        for k, (value, what) in enumerate(summands(e, len(rows))):
+            words = signed(value)
+            x = self.words(x, self.y, words if k == 0 else f"{words[0]} {words[1:]}", 20) + 7
             x = self.words(x, self.y + 3, f"({what})", 16, SOFT) + 14
-        self.words(x, self.y - 2, f"=  logit {signed(e.logit)}", 22, bold=True)
+        self.words(x, self.y - 2, f"=  logit {number(e.logit)}", 22, bold=True)
         self.y += 34
 
     def side_panel(self, arguments: Sequence[Explanation]) -> None:
@@ -442,18 +436,19 @@ class _Card:
         shown = View(self.picture).thumbnail(self.SIDE)
         self.canvas.paste(shown, (x, y))
         y += shown.height + 26
-        self.words(x, y, "Class scores (logits)", 18, bold=True)
+        self.words(x, y, "Probability", 18, bold=True)
         y += 32
-        largest = max(abs(e.logit) for e in arguments) or 1.0
         for e in arguments:
-            self.words(x, y, self.names[e.target], 17, width=self.SIDE - 90)
-            lettering(17).write(self.draw, x + self.SIDE, y, signed(e.logit), INK, right=True)
-            bar(self.draw, x, y + 25, self.SIDE, 16, e.logit / largest)
-            y += 58
+            self.words(x, y, self.names[e.target], 17, width=self.SIDE - 80)
+            lettering(17).write(self.draw, x + self.SIDE, y, share(e.probability), INK, right=True)
+            bar(self.draw, x, y + 25, self.SIDE, 14, e.probability)
+            y += 54
         if len(arguments) == 2:
-            lead = arguments[0].logit - arguments[1].logit
-            self.words(x, y, f"lead {signed(lead)}", 17, SOFT)
-            y += 34
+            a, b = arguments
+            self.words(x, y, f"logits {number(a.logit)} and {number(b.logit)}:", 16, SOFT)
+            ahead = "ahead" if a.logit >= b.logit else "behind"
+            self.words(x, y + 21, f"{ahead} by {number(abs(a.logit - b.logit))}", 16, SOFT)
+            y += 54
         y += 8
         for line in (
             "Outlined: the cell that was compared.",
@@ -465,6 +460,21 @@ class _Card:
             self.words(x, y, line, 14, SOFT)
             y += 20
         self.side_end = y
+
+
+def summands(e: Explanation, shown: int) -> list[tuple[float, str]]:
+    """Return the parts of a logit in words: the rows shown, what the others say for and against, the bias."""
+    parts = [(sum(row.contribution for row in e.rows[:shown]), f"the {shown} shown")] if shown else []
+    rest = e.rows[shown:]
+    for said, words in (
+        ([row.contribution for row in rest if row.contribution > 0], "for"),
+        ([row.contribution for row in rest if row.contribution < 0], "against"),
+    ):
+        if said:
+            parts.append((sum(said), f"{len(said)} other{'s' if len(said) > 1 else ''} {words}"))
+    if e.bias:
+        parts.append((e.bias, "bias"))
+    return parts or [(0.0, "nothing speaks")]
 
 
 def bar(draw: ImageDraw.ImageDraw, x: float, y: float, width: float, height: float, fraction: float) -> None:

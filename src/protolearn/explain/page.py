@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from protolearn.explain.draw import Painter, View
+from protolearn.explain.draw import Painter, View, summands
 from protolearn.explain.lettering import number, share, signed
 from protolearn.structures import Explanation, LedgerRow
 
@@ -150,16 +150,16 @@ def explained_prediction(
         known = f"labelled {short(names[e.label])}: " + (
             '<span class="right">✓ right</span>' if good else '<span class="wrong">✗ wrong</span>'
         )
-    odds = f"probability {share(e.probability)}" if e.target == e.predicted else ""
-    left.append(f'<p class="small">{"<br>".join(text(odds) if p is odds else p for p in (odds, known) if p)}</p>')
+    if known:
+        left.append(f'<p class="small">{known}</p>')
     left.append(f'<p class="small soft">case {short(e.case, 60)}</p>')
-    largest = max(abs(a.logit) for a in arguments) or 1.0
     rows = "".join(
-        f'<tr><th scope="row">{short(names[a.target], 30)}{_bar(a.logit / largest)}</th>'
-        f'<td class="n">{signed(a.logit)}</td></tr>'
+        f'<tr><th scope="row">{short(names[a.target], 30)}</th><td class="n">{share(a.probability)}</td>'
+        f'<td class="n">{number(a.logit)}</td></tr><tr class="under"><td colspan="3">{_bar(a.probability)}</td></tr>'
         for a in arguments
     )
-    left.append(f'<table class="scores"><caption>Class scores (logits)</caption><tbody>{rows}</tbody></table>')
+    head = '<tr><td></td><th scope="col" class="n">probability</th><th scope="col" class="n">logit</th></tr>'
+    left.append(f'<table class="scores"><thead>{head}</thead><tbody>{rows}</tbody></table>')
     right = [_argument(painter, picture, e, most, scale, f"Why {names[e.target]}")]
     if runner_up is not None:
         right.append(_argument(painter, picture, runner_up, against, scale, f"Runner-up: {names[runner_up.target]}"))
@@ -174,14 +174,11 @@ def _argument(painter: Painter, picture: Image.Image, e: Explanation, most: int,
         'picture</th><th scope="col">similarity × weight = contribution</th></tr></thead>'
     )
     ledger = f'<table class="ledger" role="table">{head}<tbody role="rowgroup">{body}</tbody></table>' if rows else ""
-    shown = sum(row.contribution for row in rows)
-    parts = [f"<b>{signed(shown)}</b> <span class='soft small'>(the {len(rows)} shown)</span>"]
-    if len(e.rows) > len(rows):
-        rest = e.total - e.bias - shown
-        parts.append(f"{_spaced(rest)} <span class='soft small'>({len(e.rows) - len(rows)} others)</span>")
-    if e.bias:
-        parts.append(f"{_spaced(e.bias)} <span class='soft small'>(bias)</span>")
-    return f"<h4>{text(heading)}</h4>{ledger}<p class='sum'>{' '.join(parts)} = <b>logit {signed(e.logit)}</b></p>"
+    parts = [
+        f"{signed(value) if k == 0 else _spaced(value)} <span class='soft small'>({what})</span>"
+        for k, (value, what) in enumerate(summands(e, len(rows)))
+    ]
+    return f"<h4>{text(heading)}</h4>{ledger}<p class='sum'>{' '.join(parts)} = <b>logit {number(e.logit)}</b></p>"
 
 
 def _row(painter: Painter, picture: Image.Image, e: Explanation, row: LedgerRow, scale: float) -> str:

@@ -188,16 +188,16 @@ class _Report:
         self.on_test = found.test is not None and found.test.n > 0
         self.cases = test if self.on_test else train
         self.rows = {key: row for row, key in enumerate(self.bank.ids.tolist())}
-        best, worst = telling(self.judged, examples) if self.judged is not None else ([], [])
-        self.best, self.worst = self._explained(best), self._explained(worst)
-        if (
-            not self.best
-            and not self.worst
-            and (cases := test if test is not None and len(test) else train) is not None
-        ):
+        best, worst = telling(self.judged, examples + 1) if self.judged is not None else ([], [])
+        # the surest one is the example to learn reading from
+        self.first, self.best = self._explained(best[:1]), self._explained(best[1:])
+        self.worst = self._explained(worst[:examples])
+        cases = test if test is not None and len(test) else train
+        if not self.first and not self.worst and cases is not None and len(cases):
             # nothing is labelled: the first cases are shown all the same
             self.cases = cases
-            self.best = explained(model, cases, [str(i) for i in cases.ids[: max(examples, 1)]]) if len(cases) else []
+            shown = explained(model, cases, [str(i) for i in cases.ids[: examples + 1]])
+            self.first, self.best = shown[:1], shown[1:]
 
     def _explained(self, places: Sequence[int]) -> list[tuple[int, Explanation, Explanation | None]]:
         if self.judged is None or self.cases is None or not places:
@@ -279,7 +279,7 @@ class _Report:
         return f'<ul class="tiles">{listed}</ul>{warned}'
 
     def _example(self) -> str:
-        chosen = (self.best or self.worst)[:1]
+        chosen = (self.first or self.worst)[:1]
         if not chosen or self.cases is None:
             return "<p>There is no case to explain.</p>"
         i, explanation, runner_up = chosen[0]
@@ -459,10 +459,10 @@ class _Report:
         ]
         rows = []
         for s in scores.per_class:
-            span = "–" if s.interval is None else f"{100 * s.interval[0]:.0f} to {100 * s.interval[1]:.0f} %"
+            span = "–" if s.interval is None else f"{100 * s.interval[0]:.0f} to {100 * s.interval[1]:.0f}"
             rows.append([short(s.name, 60), str(s.count), _percent(s.recall), span, _percent(s.precision)])
         shown = table(
-            ["class", "cases", "found (recall)", "95 %", "right when said (precision)"], rows, numbers=range(1, 5)
+            ["class", "cases", "found (recall)", "95 % range", "right when said (precision)"], rows, numbers=range(1, 5)
         )
         if len(rows) > 40:
             shown = f"<details><summary>All {len(rows)} classes</summary>{shown}</details>"
@@ -793,6 +793,8 @@ def _real(value: Any) -> float | None:
 
 
 def _tidy(value: float) -> str:
+    if 0 < abs(value) < 0.0005:
+        return "< 0.001"
     return number(value, 3) if abs(value) < 10 else number(value, 1)
 
 
