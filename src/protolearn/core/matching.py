@@ -25,7 +25,7 @@ CHUNK_BYTES = 16 * 2**20
 CACHE_BYTES = 2 * 2**20
 """Size of a table that a processor's cache holds between two passes over it."""
 
-_LEAST_COLUMNS = 64  # a matrix product with fewer columns wastes the processor
+_MANY_COLUMNS = 512  # enough prototypes in one chunk that reading the tokens again for the next costs little
 _FEW_STEPS = 8  # with fewer positions a plain matrix product is faster than summing matched rows
 
 
@@ -146,13 +146,10 @@ class _Match(torch.autograd.Function):
         small = min(budget, CACHE_BYTES) if values.device.type == "cpu" else budget
         small = max(1, small // 4) if exact else small  # settling may list every entry of a table
         item = values.element_size()
-        block = min(steps, chunk_rows(item * max(dim, min(count, _LEAST_COLUMNS)), budget))
-        columns = min(count, chunk_rows(item * block, small))
-        if columns < min(count, _LEAST_COLUMNS):
-            columns = min(count, _LEAST_COLUMNS, chunk_rows(item * block, budget))
-        columns = min(columns, chunk_rows(item * dim, budget))
-        rows = chunk_rows(item * block * max(columns, 1), small)
-        rows = min(rows, batch, chunk_rows(item * block * dim, budget))
+        # as many columns as fit beside all positions; for long inputs some of both, so that each is read a few times
+        columns = min(count, max(_MANY_COLUMNS, chunk_rows(item * steps, small)), chunk_rows(item * dim, budget))
+        block = min(steps, chunk_rows(item * columns, small), chunk_rows(item * dim, budget))
+        rows = min(batch, chunk_rows(item * block * columns, small), chunk_rows(item * block * dim, budget))
         scratch = values.new_empty(0 if measure.product is None else rows * block * columns)
         for j in range(0, count, columns):
             part = _Prototypes(prototypes[..., j : j + columns, :], measure)
@@ -177,7 +174,10 @@ class _Match(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        incoming = grads[0]
+        if incoming is None:
+            return None, None, None, None, None, None
         values, prototypes, best, positions, mask = ctx.saved_tensors
         measure, budget = ctx.measure, ctx.budget
         need_x, need_p = ctx.needs_input_grad[:2]
@@ -192,7 +192,7 @@ class _Match(torch.autograd.Function):
         together = together and 4 * values.element_size() * steps * dim <= budget
         for i in range(0, batch, rows):
             part = slice(i, i + rows)
-            grad = grads[0][part].masked_fill(torch.isinf(best[part]), 0.0)
+            grad = incoming[part].masked_fill(torch.isinf(best[part]), 0.0)
             x, at = values[part], positions[part]
             p = prototypes[part] if prototypes.ndim == 3 else prototypes
             to_x = None if grad_x is None else grad_x[part]

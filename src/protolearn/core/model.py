@@ -115,7 +115,8 @@ class PrototypeModel(nn.Module):
             found = self.measure.nearest(table, dim=1)
             pooled, positions = found
             similarities = self.pooling(similar, tokens.mask)
-        evidence = similarities.masked_fill(~(usable & torch.isfinite(similarities)), 0.0)
+        # an infinite similarity means that nothing could match; nan is an error and must surface in the logits
+        evidence = similarities.masked_fill(~usable | torch.isinf(similarities), 0.0)
         distances = pooled.masked_fill(~usable, self.measure.farthest) if isinstance(self.measure, Distance) else None
         similarities = similarities.masked_fill(~usable, float("-inf"))
         logits = self.head(evidence)

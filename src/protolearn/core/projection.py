@@ -15,6 +15,7 @@ from torch import Tensor
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.matching import best_match
 from protolearn.core.measures import Measure
+from protolearn.errors import DataError
 from protolearn.structures import Tokens
 
 
@@ -101,6 +102,9 @@ class NearestTokens:
         else:
             allowed = self.bank.usable.expand(len(labels), -1)
         values = values.masked_fill(~allowed, self.measure.farthest).T
+        if values.isnan().any():
+            which = cases[values.isnan().any(0)].tolist()
+            raise DataError(f"case {which[0]} has tokens or meets prototypes that are not a number: nothing is nearest")
         real = torch.isfinite(values)
 
         def column(per_case: Tensor) -> Tensor:

@@ -40,5 +40,5 @@ def separation(distances: Tensor, other: Tensor) -> Tensor:
 def _mean_of_nearest(distances: Tensor, counted: Tensor) -> Tensor:
     # infinity marks "cannot match"; a large finite stand-in would assume a range of distances
     nearest = distances.masked_fill(~counted, float("inf")).amin(1)
-    real = nearest.isfinite()
+    real = ~nearest.isinf()  # nan counts: it must surface
     return nearest.where(real, nearest.new_zeros(())).sum() / real.sum().clamp_min(1)
