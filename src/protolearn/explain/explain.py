@@ -57,9 +57,13 @@ def explain(
 
     Examples
     --------
-    >>> explanation = explain(model, cases, [0], target="runner_up")[0]       # doctest: +SKIP
-    >>> explanation.rows[0].contribution, explanation.rows[0].source.case     # doctest: +SKIP
-    (4.31, 'sparrow/0017.jpg')
+    >>> from protolearn.data import digits
+    >>> from protolearn.encoders import SmallEncoder
+    >>> from protolearn.methods import get_method
+    >>> model = get_method("protopnet")(prototypes_per_class=2).build(SmallEncoder(), 10)
+    >>> explanation = explain(model, digits("test"), [0], target="7")[0]
+    >>> explanation.target, len(explanation.rows), abs(explanation.total - explanation.logit) < 1e-4
+    (7, 20, True)
     """
     each = explain_each(model, cases, indices, target=target, batch_size=batch_size, device=device, quiet=quiet)
     return list(each)

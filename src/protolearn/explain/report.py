@@ -71,8 +71,15 @@ def report(
 
     Examples
     --------
-    >>> report(model, train, test, "birds.html")  # doctest: +SKIP
-    PosixPath('birds.html')
+    >>> import tempfile
+    >>> from protolearn.data import digits
+    >>> from protolearn.encoders import SmallEncoder
+    >>> from protolearn.methods import get_method
+    >>> model = get_method("protopnet")(prototypes_per_class=2).build(SmallEncoder(), 10)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = report(model, None, digits("test").subset(range(20)), f"{folder}/digits.html", quiet=True)
+    ...     '<script' in path.read_text(encoding="utf-8")
+    False
     """
     if (train is None or not len(train)) and (test is None or not len(test)):
         raise UsageError("a report needs cases: give the training cases, the test cases, or both")
