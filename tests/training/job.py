@@ -24,7 +24,6 @@ def main(out: str, directory: str, encoder_rate: str, epochs: str) -> None:
         prototypes_per_class=2,
         dim=8,
         warm_epochs=2,
-        joint_epochs=count,
         project_at=(count // 2, count),
         last_layer_epochs=3,
         encoder_rate=rate,

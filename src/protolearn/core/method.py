@@ -101,6 +101,20 @@ class Initialise(Phase):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Settings that go together, beside a paper's own defaults: of the method, the encoder, augmentation and ``fit``.
+
+    ``about`` says when to take it and what was measured with it.
+    """
+
+    about: str
+    method: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    augment: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """A paper. Subclasses are frozen dataclasses and register themselves.
 
@@ -112,6 +126,7 @@ class Method(ABC):
     area: ClassVar[str]
     paper: ClassVar[str]
     verified: ClassVar[str]
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
 
     @abstractmethod
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
@@ -130,7 +145,10 @@ class Method(ABC):
         """Return the schedule."""
 
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
-        """Start neck and prototypes from un-augmented training tokens (before the neck) and labels."""
+        """Start neck and prototypes from un-augmented training tokens (before the neck) and labels.
+
+        ``batches`` may be gone through several times.
+        """
         raise NotImplementedError(f"{self.slug} has no initialisation from data")
 
     def loss(self, terms: Mapping[str, Tensor]) -> Tensor:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-NeckKind = Literal["regular", "bottleneck", "linear", "identity"]
+from protolearn.structures import Tokens
+
+NeckKind = Literal["regular", "bottleneck", "principal", "identity"]
 
 
 def make_neck(
-    kind: NeckKind, dim_in: int, dim: int, *, sigmoid: bool = True, generator: torch.Generator | None = None
+    kind: NeckKind, dim_in: int, dim: int, *, axes: int = 256, generator: torch.Generator | None = None
 ) -> nn.Sequential:
     """Return add-on layers; a linear layer over tokens is a 1x1 convolution over a map.
 
     Parameters
     ----------
-    kind : {"regular", "bottleneck", "linear", "identity"}
+    kind : {"regular", "bottleneck", "principal", "identity"}
         ``regular``: linear, ReLU, linear, sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two
-        layers a step. ``linear``: one layer. ``identity``: none, and ``dim`` must equal ``dim_in``.
+        layers a step, then a sigmoid. ``principal``: a fixed projection on principal axes (:class:`PrincipalAxes`, to
+        be fitted to tokens), then one linear layer that starts as half the identity. ``identity``: none, and ``dim``
+        must equal ``dim_in``.
     dim_in, dim : int
         Widths.
-    sigmoid : bool
-        End ``regular`` and ``bottleneck`` in a sigmoid.
+    axes : int
+        Of ``principal``, at most ``dim_in``.
     generator : torch.Generator, optional
         Source of the initial weights: Kaiming normal by fan-out, zero bias.
 
@@ -36,14 +41,19 @@ def make_neck(
         if dim_in != dim:
             raise ValueError(f"an identity neck keeps the width {dim_in}, got {dim}")
         return nn.Sequential()
-    if kind == "linear":
-        return nn.Sequential(_linear(dim_in, dim, generator))
+    if kind == "principal":
+        reduced = PrincipalAxes(dim_in, min(axes, dim_in))
+        layer = nn.Linear(reduced.axes.shape[1], dim)
+        nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            layer.weight.copy_(0.5 * torch.eye(*layer.weight.shape))
+        return nn.Sequential(reduced, layer)
     widths = [(dim_in, dim), (dim, dim)] if kind == "regular" else _halving(dim_in, dim)
     layers: list[nn.Module] = []
     for source, target in widths:
         layers += [_linear(source, target, generator), nn.ReLU()]
     layers.pop()
-    return nn.Sequential(*layers, nn.Sigmoid()) if sigmoid else nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.Sigmoid())
 
 
 def _halving(dim_in: int, dim: int) -> list[tuple[int, int]]:
@@ -63,17 +73,55 @@ def _linear(dim_in: int, dim: int, generator: torch.Generator | None) -> nn.Line
     return layer
 
 
-class Standardise(nn.Module):
-    """Subtract a mean and divide by a scale, both measured once on training tokens."""
+class PrincipalAxes(nn.Module):
+    """Centre tokens, project them on the axes of largest variance, and scale the result to unit mean squared norm.
+
+    The axes are measured once and then fixed (buffers): without :meth:`fit` they are the first coordinates.
+    """
 
     mean: Tensor
+    axes: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim_in: int, axes: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("mean", torch.zeros(dim_in))
+        self.register_buffer("axes", torch.eye(dim_in, axes))
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return standardised values of the same shape."""
-        return (values - self.mean) / self.scale
+        """Return ``(..., axes)`` for ``(..., D_in)``."""
+        return (values - self.mean) @ self.axes / self.scale
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tokens]) -> None:
+        """Measure mean, axes and scale in one pass over tokens; memory does not grow with their number.
+
+        Raises
+        ------
+        ValueError
+            If there is no token, or they are all the same.
+        """
+        dim = len(self.mean)
+        total = torch.zeros(dim, dtype=torch.float64, device=self.mean.device)
+        products = torch.zeros(dim, dim, dtype=torch.float64, device=self.mean.device)
+        count = 0
+        for tokens in batches:
+            rows = (tokens.values if tokens.mask is None else tokens.values[tokens.mask]).reshape(-1, dim)
+            total += rows.sum(0, dtype=torch.float64)
+            products += (rows.T @ rows).double()
+            count += len(rows)
+        if count == 0:
+            raise ValueError("principal axes need at least one token")
+        mean = total / count
+        covariance = products / count - torch.outer(mean, mean)
+        variances, vectors = torch.linalg.eigh(covariance)
+        kept = self.axes.shape[1]
+        chosen = vectors.flip(1)[:, :kept]
+        chosen = chosen * chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()  # eigenvectors have no sign
+        spread = variances.flip(0)[:kept].clamp_min(0).sum()
+        if not float(spread) > 0:
+            raise ValueError("all tokens are the same: there are no axes of variance")
+        self.mean.copy_(mean)
+        self.axes.copy_(chosen)
+        self.scale.copy_(spread.sqrt())

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Train
@@ -30,11 +29,10 @@ from protolearn.data.cases import Cases
 from protolearn.data.splits import check_pair, check_training
 from protolearn.encoders.cache import token_cache
 from protolearn.errors import DataError, TrainingError, UsageError
-from protolearn.structures import Tokens
 from protolearn.training import distributed
 from protolearn.training.checkpoint import Progress, clear_checkpoint, load_checkpoint, save_checkpoint
 from protolearn.training.health import dead_prototypes, projection_warnings
-from protolearn.training.material import CachedScores, CachedTokens, Material, TokenStore, plain_outputs, to_device
+from protolearn.training.material import CachedScores, CachedTokens, Material, PlainTokens, TokenStore, plain_outputs
 from protolearn.training.project import layout, project, prune
 from protolearn.training.steps import Tally, minimised, set_rates, start_run
 from protolearn.training.tensor_loop import tensor_epoch
@@ -270,7 +268,11 @@ class _Training:
             "workers": self.how.workers, "device": self.device,
         }  # fmt: skip
         if isinstance(phase, Initialise):
-            self.method.initialise(self.model, self._stream(), self.how.seed)
+            store = self._tokens()
+            if store is None:
+                raise TypeError(f"{self.method.slug}: initialisation from data comes before the encoder is trained")
+            batches = PlainTokens(store, self.data.labels, self.how.batch_size, self.device)
+            self.method.initialise(self.model, batches, self.how.seed)
             distributed.agree(self.model)
         elif isinstance(phase, Project):
             report = project(self.model, self.plain, phase, **how)
@@ -391,15 +393,6 @@ class _Training:
         if store is None:
             store = self._cache(self.plain if self.how.views == 1 else self.drawn, self.how.views)
         return CachedTokens(self.model, store, self.device)
-
-    def _stream(self) -> Iterator[tuple[Tokens, Tensor]]:
-        """Yield un-augmented tokens before the neck, with labels."""
-        store = self._tokens()
-        if store is None:
-            raise TypeError(f"{self.method.slug}: initialisation from data comes before the encoder is trained")
-        labels = torch.from_numpy(self.data.labels.copy())
-        for part in torch.arange(len(self.data)).split(self.how.batch_size):
-            yield to_device(store.tokens(part.numpy(), 0), self.device), labels[part].to(self.device)
 
     @torch.no_grad()
     def _scores(self, cases: Cases, store: TokenStore | None) -> dict[str, float]:

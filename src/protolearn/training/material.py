@@ -64,6 +64,19 @@ class CachedTokens:
         return self.model.score(self.model.embed(tokens))
 
 
+class PlainTokens:
+    """Un-augmented cached tokens with their labels, batch by batch, as often as one likes."""
+
+    def __init__(self, store: TokenStore, labels: np.ndarray, batch_size: int, device: torch.device) -> None:
+        self.store, self.batch_size, self.device = store, batch_size, device
+        self.labels = torch.from_numpy(np.array(labels))
+
+    def __iter__(self) -> Iterator[tuple[Tokens, Tensor]]:
+        """Yield tokens before the neck, and labels."""
+        for part in torch.arange(len(self.labels)).split(self.batch_size):
+            yield to_device(self.store.tokens(part.numpy(), 0), self.device), self.labels[part].to(self.device)
+
+
 class CachedScores:
     """Outputs from cached scores: only the head runs."""
 
@@ -90,11 +103,6 @@ class CachedScores:
         logits = self.model.head(evidence)
         bank, head = self.model.bank, self.model.head
         return Output(None, part["distances"], similarities, positions, evidence, logits, bank, head)
-
-
-def chunks(count: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield consecutive index tensors."""
-    yield from torch.arange(count).split(batch_size)
 
 
 @torch.no_grad()

@@ -9,29 +9,48 @@
 Departs from the paper: any timm encoder; frozen parts stay in eval mode (in the authors' code batch-norm statistics
 drift in the last-layer stage, so that prototypes stop being patches); a class without a training case keeps its
 prototypes at projection (the authors' code overwrites them with zeros); masked minima instead of the max_dist trick.
+
+Beyond the paper, off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Method, Phase, Project, Prune, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import NeckKind, make_neck
+from protolearn.core.necks import NeckKind, PrincipalAxes, make_neck
 from protolearn.core.similarities import LogRatio
+from protolearn.core.updates import k_means
 from protolearn.errors import UsageError
 from protolearn.objectives.attraction import cluster, separation
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.sparsity import other_class_l1
-from protolearn.structures import Output
+from protolearn.structures import Output, Tokens
+
+FROZEN = Recipe(
+    about="a frozen pretrained encoder and few pictures: minutes without an accelerator",
+    method={
+        "neck": "principal", "start": "k_means", "encoder_rate": None, "warm_epochs": 0, "neck_rate": 1e-3,
+        "project_at": (20, 40, 60, 80, 100, 120), "step": 20, "gamma": 0.6,
+        "last_layer": "final", "last_layer_epochs": 40, "head_rate": 1e-2,
+    },
+    encoder={"layer": "final", "smooth": 3, "size": 320},
+    augment={
+        "one_of": False, "rotation": 15, "shear": 10, "skew": 0, "crop": (0.6, 1.0), "ratio": (0.8, 1.25),
+        "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02,
+    },
+    options={"views": 9, "batch_size": 40},
+)  # fmt: skip
 
 
 @register(
@@ -50,16 +69,20 @@ class ProtoPNet(Method):
     0.8
     """
 
+    recipes = {"frozen": FROZEN}
+
     prototypes_per_class: int = 10
     dim: int = 128
     neck: NeckKind = "regular"
+    axes: int = 256
+    start: Literal["uniform", "k_means"] = "uniform"
     eps: float = 1e-4
     cluster_weight: float = 0.8
     separation_weight: float = -0.08
     l1_weight: float = 1e-4
     warm_epochs: int = 5
-    joint_epochs: int = 30
     project_at: tuple[int, ...] = (10, 20, 30)
+    last_layer: Literal["each", "final"] = "each"
     last_layer_epochs: int = 20
     encoder_rate: float | None = 1e-4
     neck_rate: float = 3e-3
@@ -84,10 +107,24 @@ class ProtoPNet(Method):
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
         draw = torch.Generator().manual_seed(seed)
-        neck = make_neck(self.neck, encoder.dim, self.dim, generator=draw)
+        neck = make_neck(self.neck, encoder.dim, self.dim, axes=self.axes, generator=draw)
         bank = PrototypeBank.per_class(classes, self.prototypes_per_class, self.dim, generator=draw)
         head = LinearEvidence.from_ownership(bank.ownership, own=1.0, other=-0.5)
         return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=LogRatio(self.eps))
+
+    @torch.no_grad()
+    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+        """Fit the principal axes; then put each class's prototypes on the k-means centres of its own tokens."""
+        if isinstance(model.neck, nn.Sequential) and len(model.neck) and isinstance(model.neck[0], PrincipalAxes):
+            model.neck[0].fit(tokens for tokens, _ in batches)
+        if self.start == "uniform":
+            return
+        draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
+        for label in range(model.bank.classes):
+            own = [model.embed(tokens).values[labels == label].flatten(0, 1) for tokens, labels in batches]
+            rows, tokens = (owner == label).nonzero().squeeze(1), torch.cat(own)
+            if len(tokens) >= len(rows):
+                model.bank.vectors[rows] = k_means(tokens, len(rows), generator=draw).centres
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the four terms."""
@@ -115,7 +152,8 @@ class ProtoPNet(Method):
         rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate}
         decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
         joint_rates = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
-        plan: list[Phase] = [Train("warm", self.warm_epochs, rates, decay)]
+        plan: list[Phase] = [] if self.neck != "principal" and self.start == "uniform" else [Initialise()]
+        plan += [Train("warm", self.warm_epochs, rates, decay)]
         done = self.warm_epochs
         for epoch in self.project_at:
             if epoch > done:
@@ -126,7 +164,9 @@ class ProtoPNet(Method):
                 }
                 plan.append(Train("joint", epoch - done, joint_rates, decay, **schedule))
                 done = epoch
-            plan += [Project(), Train("last_layer", self.last_layer_epochs, {"head": self.head_rate})]
+            plan += [Project()]
+            if self.last_layer == "each" or epoch == self.project_at[-1]:
+                plan += [Train("last_layer", self.last_layer_epochs, {"head": self.head_rate})]
         if self.prune:
             plan += [Prune(k=self.prune_k, minimum=self.prune_minimum)]
             plan += [Train("pruned_last_layer", self.prune_epochs, {"head": self.head_rate})]
