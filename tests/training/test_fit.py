@@ -173,6 +173,8 @@ def test_history_names_every_term_and_is_written(train: Cases, tmp_path: Path) -
         assert row["loss"] == pytest.approx(sum(weights[name] * row[name] for name in weights), rel=1e-4)
     assert any((tmp_path / "tensorboard").iterdir())
     assert done.model.metadata["data"]["cases"] == len(train)
+    cost = done.model.metadata["projections"][0]
+    assert 0 <= cost["accuracy_after"] <= 1, "known although the encoder was trained and no token is cached"
 
 
 def test_a_finished_training_is_not_repeated_and_another_is_refused(train: Cases, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Train
@@ -31,7 +32,7 @@ from protolearn.encoders.cache import token_cache
 from protolearn.errors import DataError, TrainingError, UsageError
 from protolearn.training import distributed
 from protolearn.training.checkpoint import Progress, clear_checkpoint, load_checkpoint, save_checkpoint
-from protolearn.training.health import dead_prototypes, projection_warnings
+from protolearn.training.health import dead_prototypes, projection_cost, projection_warnings
 from protolearn.training.material import CachedScores, CachedTokens, Material, PlainTokens, TokenStore, plain_outputs
 from protolearn.training.project import layout, project, prune
 from protolearn.training.steps import Tally, minimised, set_rates, start_run
@@ -276,11 +277,13 @@ class _Training:
             distributed.agree(self.model)
         elif isinstance(phase, Project):
             report = project(self.model, self.plain, phase, **how)
-            after = self._accuracy()
-            entry = {"after_epoch": len(self.progress.history), "accuracy_after": after, **report.to_dict()}
+            entry = {"after_epoch": len(self.progress.history), "accuracy_after": None, **report.to_dict()}
             self.progress.projections.append(entry)
-            for text in projection_warnings(report, self.model.bank, self.model.classes, after):
+            for text in projection_warnings(report, self.model.bank, self.model.classes):
                 self._warn(text)
+            store = self._tokens()
+            if store is not None:
+                self._after_projection(self._scores(self.plain, store)["accuracy"])
         elif isinstance(phase, Prune):
             gone = prune(self.model, self.plain, phase, **how)
             self.progress.runs.clear()  # their parameters are of another size now
@@ -386,6 +389,7 @@ class _Training:
             scores = CachedScores(self.model, (out for _, out in outputs), self.how.views)
             evidence = scores.scores["evidence"]
             assert evidence is not None
+            self._complete_projection(evidence[: len(self.data)])
             dead = dead_prototypes(self.model.bank, evidence)
             if dead:
                 self._warn(f"{len(dead)} prototypes are dead (same evidence for every case): ids {dead[:20]}")
@@ -403,10 +407,20 @@ class _Training:
             tally.add(minimised(self.method, out, wanted)[1], int((wanted >= 0).sum()))
         return tally.means()
 
-    def _accuracy(self) -> float | None:
-        """Return the training accuracy, where it costs no pass through the network."""
-        store = self._tokens()
-        return None if store is None else self._scores(self.plain, store)["accuracy"]
+    @torch.no_grad()
+    def _complete_projection(self, evidence: Tensor) -> None:
+        """Fill in what a projection cost where only the scores that follow it can tell."""
+        if self.progress.projections and self.progress.projections[-1]["accuracy_after"] is None:
+            labels = torch.from_numpy(self.data.labels.copy()).to(evidence.device)
+            right = (self.model.head(evidence).argmax(1) == labels) & (labels >= 0)
+            self._after_projection(float(right.sum() / (labels >= 0).sum().clamp_min(1)))
+
+    def _after_projection(self, accuracy: float) -> None:
+        entry = self.progress.projections[-1]
+        entry["accuracy_after"] = accuracy
+        text = projection_cost(entry["accuracy_before"], accuracy)
+        if text is not None:
+            self._warn(text)
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 

@@ -39,10 +39,8 @@ def collapsed_classes(bank: PrototypeBank) -> list[int]:
     return collapsed
 
 
-def projection_warnings(
-    report: Projection, bank: PrototypeBank, classes: tuple[str, ...], after: float | None
-) -> Iterator[str]:
-    """Yield what a person should know about a projection; ``after`` is the accuracy once it was done."""
+def projection_warnings(report: Projection, bank: PrototypeBank, classes: tuple[str, ...]) -> Iterator[str]:
+    """Yield what a person should know about where prototypes went."""
     if report.duplicates:
         shared = sum(len(group) for group in report.duplicates)
         yield (
@@ -54,9 +52,13 @@ def projection_warnings(
         yield f"prototypes {named} found no training case of their class and stayed as they were"
     for label in collapsed_classes(bank):
         yield f"all prototypes of class {classes[label]!r} collapsed onto one: they say one thing several times"
-    if after is not None and report.accuracy_before - after > 0.02:
-        yield (
-            f"projection cost {100 * (report.accuracy_before - after):.1f} points of training accuracy "
-            f"({report.accuracy_before:.3f} to {after:.3f}): a stronger cluster term brings "
-            "prototypes nearer to real tokens"
-        )
+
+
+def projection_cost(before: float, after: float) -> str | None:
+    """Return a warning when projection took more than two points of training accuracy."""
+    if before - after <= 0.02:
+        return None
+    return (
+        f"projection cost {100 * (before - after):.1f} points of training accuracy ({before:.3f} to {after:.3f}): a "
+        "stronger cluster term brings prototypes nearer to real tokens"
+    )
