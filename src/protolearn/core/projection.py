@@ -111,49 +111,46 @@ class NearestTokens:
             return per_case.expand(len(self.bank), -1).where(real, -1)
 
         old = self.result
-        batch = torch.arange(len(labels), device=values.device).expand(len(self.bank), -1)
-        keep = self._select(
-            torch.cat([old.values, values], 1),
-            torch.cat([old.cases, column(cases)], 1),
-            torch.cat([old.units, column(units)], 1),
-        )
+        table = {
+            "values": torch.cat([old.values, values], 1),
+            "cases": torch.cat([old.cases, column(cases)], 1),
+            "positions": torch.cat([old.positions, positions.T.where(real, -1)], 1),
+            "labels": torch.cat([old.labels, column(labels)], 1),
+            "units": torch.cat([old.units, column(units)], 1),
+        }
+        keep = self._select(table)
+        # the tokens themselves are taken for the few that are kept only
         fresh = keep >= self.k
         row = torch.arange(len(self.bank), device=values.device).unsqueeze(1)
-        which = torch.where(fresh, keep - self.k, 0)
-        taken = tokens.values[batch[row, which], positions.T[row, which]].to(old.vectors)
+        local = torch.where(fresh, keep - self.k, 0)
+        taken = tokens.values[local, positions.T[row, which]].to(old.vectors)
         kept = old.vectors[row, keep.clamp(max=self.k - 1)]
-
-        def pick(left: Tensor, right: Tensor) -> Tensor:
-            return torch.cat([left, right], 1).gather(1, keep)
-
-        self.result = Nearest(
-            pick(old.values, values),
-            pick(old.cases, column(cases)),
-            pick(old.positions, positions.T.where(real, -1)),
-            pick(old.labels, column(labels)),
-            pick(old.units, column(units)),
-            torch.where(fresh.unsqueeze(-1), taken, kept),
-        )
+        vectors = torch.where(fresh.unsqueeze(-1), taken, kept)
+        self.result = Nearest(**{name: entries.gather(1, keep) for name, entries in table.items()}, vectors=vectors)
 
     def merge(self, others: Sequence[Nearest]) -> None:
         """Take in what other processes found over other cases."""
         parts = [self.result, *others]
-        joined = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in Nearest.__annotations__}
-        keep = self._select(joined["values"], joined["cases"], joined["units"])
+        table = {name: torch.cat([getattr(part, name) for part in parts], 1) for name in Nearest.__annotations__}
+        vectors = table.pop("vectors")
+        keep = self._select(table)
         row = torch.arange(len(self.bank), device=keep.device).unsqueeze(1)
-        self.result = Nearest(**{name: table[row, keep] for name, table in joined.items()})
+        chosen = {name: entries.gather(1, keep) for name, entries in table.items()}
+        self.result = Nearest(**chosen, vectors=vectors[row, keep])
 
-    def _select(self, values: Tensor, cases: Tensor, units: Tensor) -> Tensor:
-        """Return ``(P, k)`` columns of the nearest, one a unit; ties by case."""
-        order = self._order(values, cases)
-        sorted_units = units.gather(1, order)
+    def _select(self, table: dict[str, Tensor]) -> Tensor:
+        """Return ``(P, k)`` columns of the nearest, one a unit, ties by case; blank the others of a unit in place."""
+        order = self._order(table["values"], table["cases"])
+        sorted_units = table["units"].gather(1, order)
         by_unit = sorted_units.argsort(dim=1, stable=True)
         grouped = sorted_units.gather(1, by_unit)
         repeat = torch.zeros_like(grouped, dtype=torch.bool)
         repeat[:, 1:] = (grouped[:, 1:] == grouped[:, :-1]) & (grouped[:, 1:] >= 0)
         if repeat.any():
             worse = torch.zeros_like(repeat).scatter_(1, order.gather(1, by_unit), repeat)
-            order = self._order(values.masked_fill(worse, self.measure.farthest), cases.masked_fill(worse, -1))
+            for name, entries in table.items():
+                entries.masked_fill_(worse, self.measure.farthest if name == "values" else -1)
+            order = self._order(table["values"], table["cases"])
         return order[:, : self.k]
 
     def _order(self, values: Tensor, cases: Tensor) -> Tensor:
