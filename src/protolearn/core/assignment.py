@@ -271,7 +271,7 @@ def mixture_log_joint(values: Tensor, means: Tensor, variances: Tensor, log_weig
     >>> mixture_log_joint(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1)).exp() * 2 * math.pi
     tensor([[1.0000]])
     """
-    dtype = torch.promote_types(values.dtype, torch.float32)
+    dtype = torch.promote_types(torch.promote_types(values.dtype, means.dtype), torch.float32)
     with torch.autocast(values.device.type, enabled=False):
         values, means, variances = values.to(dtype), means.to(dtype), variances.to(dtype)
         precision = 1.0 / variances

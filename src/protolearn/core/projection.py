@@ -123,7 +123,7 @@ class NearestTokens:
         fresh = keep >= self.k
         row = torch.arange(len(self.bank), device=values.device).unsqueeze(1)
         local = torch.where(fresh, keep - self.k, 0)
-        taken = tokens.values[local, positions.T[row, which]].to(old.vectors)
+        taken = tokens.values[local, positions.T[row, local]].to(old.vectors)
         kept = old.vectors[row, keep.clamp(max=self.k - 1)]
         vectors = torch.where(fresh.unsqueeze(-1), taken, kept)
         self.result = Nearest(**{name: entries.gather(1, keep) for name, entries in table.items()}, vectors=vectors)

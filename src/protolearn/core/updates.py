@@ -366,7 +366,7 @@ def em_step(
     >>> fitted.means, fitted.variances
     (tensor([[1.]]), tensor([[1.]]))
     """
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    values = values.to(torch.promote_types(torch.promote_types(values.dtype, mixture.means.dtype), torch.float32))
     if mask is not None:
         values = values.masked_fill(~mask.unsqueeze(-1), 0.0)
     q = mixture_posterior(values, mixture.means, mixture.variances, mixture.log_weights, mask)
