@@ -221,11 +221,11 @@ def _scale_logs(logits: Tensor, due: Tensor, iterations: int, tolerance: float, 
                 v = _minus(log_due, torch.logsumexp(logits + u.unsqueeze(1), 0))
             else:
                 u = _minus(0.0, torch.logsumexp(logits + v, 1))
-        if tolerance > 0:
-            plan = (logits + u.unsqueeze(1) + v).exp()
-            if _settled(plan, due, tolerance, rows_last):
-                return plan
-    return (logits + u.unsqueeze(1) + v).exp()
+        # the last scaling is a softmax, whose sums hold however large the logits are
+        plan = _normalise(logits + v, 1) if rows_last else due * _normalise(logits + u.unsqueeze(1), 0)
+        if tolerance > 0 and _settled(plan, due, tolerance, rows_last):
+            return plan
+    return plan
 
 
 def _minus(due: Tensor | float, have: Tensor) -> Tensor:

@@ -151,9 +151,9 @@ class _Match(torch.autograd.Function):
         block = min(steps, chunk_rows(item * columns, small), chunk_rows(item * dim, budget))
         rows = min(batch, chunk_rows(item * block * columns, small), chunk_rows(item * block * dim, budget))
         scratch = values.new_empty(0 if measure.product is None else rows * block * columns)
-        for j in range(0, count, columns):
+        for j in range(0, count, max(columns, 1)):
             part = _Prototypes(prototypes[..., j : j + columns, :], measure)
-            for i in range(0, batch, rows):
+            for i in range(0, batch, max(rows, 1)):
                 here = slice(i, i + rows), slice(j, j + columns)
                 p = part if prototypes.ndim == 2 else _Prototypes(prototypes[i : i + rows, j : j + columns], measure)
                 for k in range(0, steps, block):
