@@ -21,12 +21,11 @@ from protolearn.interop.estimator import PrototypeClassifier
 from protolearn.methods.parts.protopnet import ProtoPNet
 
 QUICK: dict[str, Any] = {
-    "prototypes_per_class": 2, "dim": 16, "neck": "linear", "encoder_rate": None, "warm_epochs": 15,
-    "joint_epochs": 15, "project_at": (15,), "last_layer_epochs": 10, "neck_rate": 0.01, "prototype_rate": 0.03,
-    "head_rate": 0.01,
+    "prototypes_per_class": 2, "dim": 16, "encoder_rate": None, "warm_epochs": 15, "project_at": (15,),
+    "last_layer_epochs": 10, "neck_rate": 0.01, "prototype_rate": 0.03, "head_rate": 0.01,
 }  # fmt: skip
-LONGER = {**QUICK, "warm_epochs": 60, "joint_epochs": 60, "project_at": (60,)}
-PICTURES = {**QUICK, "warm_epochs": 2, "joint_epochs": 2, "project_at": (2,)}
+LONGER = {**QUICK, "warm_epochs": 60, "project_at": (60,)}
+PICTURES = {**QUICK, "warm_epochs": 2, "project_at": (2,)}
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_a_model_from_disk_matches(model: PrototypeModel, cases: Cases, tmp_path
 def test_features_are_verified_too() -> None:
     values = np.random.default_rng(0).normal(size=(30, 4, 6)).astype(np.float32)
     cases = feature_cases(values, [i % 3 for i in range(30)])
-    model = make_model(cases, FeatureEncoder(6), neck="linear")
+    model = make_model(cases, FeatureEncoder(6))
     assert verify(model, cases).ok
     values[:] += 1
     assert not verify(model, feature_cases(values, cases.labels)).ok

@@ -70,7 +70,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     --------
     >>> from sklearn.datasets import load_digits
     >>> X, y = load_digits(return_X_y=True)
-    >>> settings = {"prototypes_per_class": 2, "dim": 16, "neck": "linear", "warm_epochs": 4, "project_at": (4,)}
+    >>> settings = {"prototypes_per_class": 2, "dim": 16, "warm_epochs": 4, "project_at": (4,)}
     >>> classifier = PrototypeClassifier(settings=settings, random_state=0).fit(X[:500] / 16, y[:500])
     >>> classifier.predict(X[:1] / 16).shape, classifier.transform(X[:3] / 16).shape
     ((1,), (3, 20))

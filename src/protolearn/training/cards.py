@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from protolearn.core.model import PrototypeModel
-from protolearn.data import Cases
+from protolearn.data import Cases, content_hash, read_picture
 from protolearn.errors import DataError, ModelFileError
 from protolearn.structures import Box, Source
 
@@ -25,6 +26,8 @@ _CHECKED = ("class", "active", "banned", "case", "content", "position", "encoder
 _LARGEST_SIDE, _CROP_SIDE, _SMALLEST_SIDE = 512, 192, 192
 _MARK = (230, 60, 20)
 _MOST_IN_CARD = 60
+_KEPT_PIXELS, _KEPT_BYTES = 4_000_000, 64 * 2**20
+PICTURES = "cases"
 
 
 def prototype_table(model: PrototypeModel) -> str:
@@ -116,10 +119,12 @@ def own_weights(model: PrototypeModel) -> list[float | None]:
 def draw_cases(model: PrototypeModel, cases: Cases, folder: Path) -> dict[int, tuple[str, str]]:
     """Draw each prototype's case with its place marked, and the place alone; return the file names by prototype id.
 
-    Only the very picture a prototype was made from is drawn: same id, same content. Files are named after prototype
-    ids, never after case ids, which may hold anything.
+    Only the very picture a prototype was made from is drawn: same id, same content. The picture itself is kept beside,
+    unless it is very large, so that the folder can explain predictions without the data (:func:`kept_picture`). Files
+    are named after prototype ids and hashes, never after case ids, which may hold anything.
     """
     drawn: dict[int, tuple[str, str]] = {}
+    room = _KEPT_BYTES
     for key, source in zip(model.bank.ids.tolist(), model.bank.sources, strict=True):
         if source is None or source.region is None:
             continue
@@ -135,7 +140,27 @@ def draw_cases(model: PrototypeModel, cases: Cases, folder: Path) -> dict[int, t
         marked(picture, source.region).save(folder / names[0])
         cut_out(picture, source.region).save(folder / names[1])
         drawn[key] = names
+        kept = folder / _kept_name(source)
+        if not kept.exists() and picture.width * picture.height <= _KEPT_PIXELS and room > 0:
+            picture.save(kept)
+            room -= kept.stat().st_size
     return drawn
+
+
+def kept_picture(folder: Path, source: Source) -> Image.Image | None:
+    """Return the picture behind a prototype from a model's own folder; None where that very picture is not there."""
+    path = folder / PICTURES / _kept_name(source)
+    if not re.fullmatch("[0-9a-f]{64}", source.content) or path.is_symlink() or not path.is_file():
+        return None
+    try:
+        picture = read_picture(path)
+    except DataError:
+        return None
+    return picture if content_hash(picture) == source.content else None
+
+
+def _kept_name(source: Source) -> str:
+    return f"picture_{source.content[:16]}.png"
 
 
 def marked(picture: Image.Image, region: Box) -> Image.Image:

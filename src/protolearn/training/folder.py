@@ -3,7 +3,7 @@
     model.safetensors   every weight, and the source of every prototype
     config.yaml         format version, method settings, encoder, class names, facts about data and training
     prototypes.csv      one row a prototype: owner, weight, the case and place it came from
-    cases/*.png         those cases with the place marked, and the place alone
+    cases/*.png         those cases, with the place marked, and the place alone
     metrics.json        scores, training history, projections
     README.md           the model card
 
@@ -31,13 +31,13 @@ import protolearn
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Cases
 from protolearn.errors import ModelFileError, UsageError, nearest_names
-from protolearn.training.cards import check_table, draw_cases, model_card, prototype_table
+from protolearn.training.cards import PICTURES, check_table, draw_cases, model_card, prototype_table
 from protolearn.training.rebuild import build, fill, read_shapes
 from protolearn.training.untrusted import read_json, read_text, read_yaml
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, TABLE, PICTURES, METRICS, CARD = (
-    "model.safetensors", "config.yaml", "prototypes.csv", "cases", "metrics.json", "README.md",
+WEIGHTS, CONFIG, TABLE, METRICS, CARD = (
+    "model.safetensors", "config.yaml", "prototypes.csv", "metrics.json", "README.md",
 )  # fmt: skip
 OWN = (WEIGHTS, CONFIG, TABLE, PICTURES, METRICS, CARD)
 
@@ -88,7 +88,7 @@ def save(
     PosixPath('birds')
     """
     target = Path(os.path.abspath(folder))
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     if model.method is None:
         raise UsageError("this model was put together by hand: only a model that a method built can be saved")
     metadata: dict[str, Any] = plain(model.metadata)
@@ -268,7 +268,8 @@ def _yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a place where a model cannot or must not be written; say so before a long training, not after it."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError(f"{target} is not a folder: choose another name for the model")
     present = [name for name in OWN if (target / name).exists()]
@@ -277,7 +278,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if WEIGHTS not in present and CONFIG not in present:
         raise UsageError(f"{target} holds {present[0]} but no model: it would be replaced; choose another folder")
     if not overwrite:
-        raise UsageError(f"{target} already holds a model: choose another folder, or say overwrite=True")
+        raise UsageError(
+            f"{target} already holds a model: choose another folder, or overwrite it (overwrite=True, --overwrite)"
+        )
 
 
 def _check_folder(where: Path) -> None:

@@ -1,0 +1,298 @@
+"""What the commands are called and take: standard library only, so that help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from protolearn import __version__
+from protolearn.errors import UsageError, nearest_names
+
+DATA = "a folder of class folders or of CUB-200-2011, a .csv or .zip, 'digits', 'torchvision:NAME', 'medmnist:NAME'"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: a line of help, examples, where it is defined, and what it takes."""
+
+    help: str
+    examples: str
+    module: str
+    add: Callable[[Any], None]
+    more: str = ""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line with the nearest names."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage and leaving."""
+        known = [text for action in self._actions for text in action.option_strings]
+        raise UsageError(f"{explained(message, known)} (see {self.prog} --help)")
+
+
+def explained(message: str, known: list[str]) -> str:
+    """Return a complaint of argparse with the nearest option named.
+
+    Examples
+    --------
+    >>> explained("unrecognized arguments: --sed 3", ["--seed", "--out"])
+    "unknown option --sed: did you mean '--seed'?"
+    """
+    found = re.search(r"unrecognized arguments: (.*)", message, re.IGNORECASE)
+    if found is None:
+        return message
+    first = found[1].split()[0].split("=")[0]
+    if first.startswith("-"):
+        return f"unknown option {first}: {nearest_names(first, known)}"
+    return f"one argument too many: {first}"
+
+
+def top_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``protolearn`` itself."""
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    parser = Parser(
+        prog="protolearn",
+        usage="protolearn COMMAND [...]\n       protolearn COMMAND --help",
+        description="Models that reason by cases: prototypes that predict, explain themselves and say where they came "
+        "from.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{listed}\n\nexamples:\n{_indented(_TOP_EXAMPLES)}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"protolearn {__version__}")
+    return parser
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of one command."""
+    command = COMMANDS[name]
+    parser = Parser(
+        prog=f"protolearn {name}",
+        description=textwrap.fill(f"{command.help[0].upper()}{command.help[1:]}. {command.more}".strip(), 100),
+        formatter_class=_Help,
+        epilog=f"examples:\n{_indented(command.examples)}",
+        allow_abbrev=False,
+    )
+    command.add(parser)
+    add_common(parser)
+    return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def add_common(parser: Any) -> None:
+    """Add what every command takes."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document for machines")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no remarks; results and errors only")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _running(parser: Any) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default: 64)")
+
+
+def add_train(parser: Any, config: dict[str, Any] | None = None, *, data_option: bool = False) -> None:
+    """Add the options of ``train``, to a light parser for help or to the real one."""
+    if data_option:
+        parser.add_argument("--data", type=str, default=None, help=DATA)
+    else:
+        parser.add_argument("data", nargs="?", default=None, type=str, help=DATA)
+    parser.add_argument("--config", **(config or {"metavar": "FILE"}), help="YAML with any of these settings")
+    parser.add_argument("--method", type=str, default="protopnet", help="see protolearn methods (default: protopnet)")
+    parser.add_argument("--recipe", type=str, default=None, help="settings that go together, e.g. frozen (see methods)")
+    parser.add_argument(
+        "--encoder", type=str, default=None, help="'small' (a tiny network, from scratch) or any network of timm"
+    )
+    parser.add_argument(
+        "--weights", type=str, default=None, help="a .safetensors file, or 'hub' for timm's own (default: random)"
+    )
+    parser.add_argument(
+        "--layer", type=str, default="last", help="where tokens are taken: index, name, last, final; a,b"
+    )
+    parser.add_argument("--smooth", type=int, default=1, help="average tokens over windows of so many cells (odd)")
+    parser.add_argument("--size", type=int, default=None, help="side of the encoder's input in pixels")
+    parser.add_argument(
+        "--train-from", type=str, default="all", help="all, nothing, or the first block that is trained"
+    )
+    parser.add_argument("--out", type=str, default=None, help="folder of the model (required)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
+    parser.add_argument("--fresh", action="store_true", help="start again instead of going on from a checkpoint")
+    parser.add_argument("--test", type=str, default=None, help="other data to judge by, instead of a part of DATA")
+    parser.add_argument(
+        "--test-share", type=float, default=0.2, help="part of DATA held out when it has no parts of its own; 0 = none"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order, split and augmentation (default: 0)")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument("--batch-size", type=int, default=80, help="pictures at a time (default: 80)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
+    parser.add_argument("--precision", type=str, default="32-true", help="Lightning's names, e.g. 16-mixed, bf16-mixed")
+    parser.add_argument("--clip", type=float, default=None, help="largest gradient norm")
+    parser.add_argument("--patience", type=int, default=None, help="epochs without improvement before a phase ends")
+    parser.add_argument("--augment", action="store_true", help="rotate, skew, shear and mirror training pictures")
+    # --augmentation.NAME changes how; these settings come with the real parser
+    parser.add_argument("--views", type=int, default=1, help="augmented views cached where the encoder is frozen")
+    parser.add_argument("--cache", type=str, default=None, help="folder that keeps frozen tokens between trainings")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs")
+
+
+def _demo(parser: Any) -> None:
+    parser.add_argument("--out", default="demo", help="folder for model, explanations and report (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+
+
+def _predict(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("pictures", nargs="+", help="pictures, folders, .csv or .zip")
+    parser.add_argument("--out", help="file for the table (default: print it)")
+    parser.add_argument("--all", action="store_true", help="probabilities of all classes")
+    _running(parser)
+
+
+def _explain(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("pictures", nargs="+", help="pictures, folders, .csv or .zip")
+    parser.add_argument("--out", default="explained", help="folder (default: explained)")
+    parser.add_argument("--formats", default="png,json,html", help="which of png, json, html (default: all three)")
+    parser.add_argument("--data", help="training data, for prototypes whose picture is not in the model's folder")
+    parser.add_argument("--most", type=int, default=5, help="prototypes shown (default: 5)")
+    parser.add_argument(
+        "--region", default="cell", choices=["cell", "percentile"], help="what is outlined (default: cell)"
+    )
+
+
+def _report(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"the training data: {DATA}")
+    parser.add_argument("--test", help="other data to judge by, instead of the held-out part of DATA")
+    parser.add_argument("--out", default="report.html", help="the file (default: report.html)")
+    parser.add_argument("--most", type=int, default=120, help="prototypes shown with pictures (default: 120)")
+    parser.add_argument("--examples", type=int, default=3, help="best and worst predictions explained (default: 3)")
+    _running(parser)
+
+
+def _verify(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"the training data: {DATA}")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-3, help="largest difference, relative to the prototype (default: 0.001)"
+    )
+    parser.add_argument("--all", action="store_true", help="list the prototypes that match too")
+    _running(parser)
+
+
+def _methods(parser: Any) -> None:
+    parser.add_argument("name", nargs="?", help="one method: its paper and all its settings")
+
+
+def _doctor(parser: Any) -> None:
+    parser.add_argument("model", nargs="?", help="folder of a model")
+    parser.add_argument("data", nargs="?", help=f"the training data: {DATA}")
+    parser.add_argument("--test", help="test data, compared with the training data")
+    _running(parser)
+
+
+_TOP_EXAMPLES = """
+protolearn demo
+protolearn train photos/ --encoder resnet18 --weights hub --out model
+protolearn explain model new.jpg --out explained
+protolearn verify model photos/
+"""
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "train on real handwritten digits, verify, explain and write a report (two minutes, no network)",
+        """
+        protolearn demo
+        protolearn demo --out somewhere --seed 1
+        """,
+        "demo",
+        _demo,
+    ),
+    "train": Command(
+        "train a model and save it as a folder",
+        """
+        protolearn train photos/ --encoder resnet18 --weights hub --out model
+        protolearn train photos/ --encoder mobilenetv2_100 --weights mobilenet.safetensors --recipe frozen --out model
+        protolearn train photos/ --encoder resnet18 --weights hub --out model --protopnet.prototypes_per_class 5 \\
+            --protopnet.project_at '[5, 10]' --augment --augmentation.rotation 30
+        protolearn train --config model/settings.yaml --out again
+        """,
+        "train",
+        add_train,
+        more="Settings of a method are given as --METHOD.SETTING VALUE (protolearn methods METHOD lists them, and its "
+        "recipes), those of --augment as --augmentation.SETTING VALUE, or all in a YAML file; flags win over the file, "
+        "the file over a recipe. What was used is written to settings.yaml in the model's folder. An "
+        "interrupted training goes on when the same command is run again.",
+    ),
+    "predict": Command(
+        "name the class of pictures, as a CSV table or JSON",
+        """
+        protolearn predict model new.jpg
+        protolearn predict model photos/ --all --out predictions.csv
+        protolearn predict model a.png b.png --json
+        """,
+        "use",
+        _predict,
+    ),
+    "explain": Command(
+        "show why pictures get their class: which part looks like which training case, and what it adds",
+        """
+        protolearn explain model new.jpg
+        protolearn explain model a.png b.png --out explained --formats html
+        """,
+        "use",
+        _explain,
+    ),
+    "report": Command(
+        "write one HTML file about a model: data, training, scores, every prototype, predictions explained",
+        """
+        protolearn report model photos/
+        protolearn report model photos/train --test photos/test --out birds.html
+        """,
+        "use",
+        _report,
+    ),
+    "verify": Command(
+        "recompute every prototype from the training case it names; exit code 1 names those that don't match",
+        """
+        protolearn verify model photos/
+        protolearn verify model photos/ --json
+        """,
+        "use",
+        _verify,
+    ),
+    "methods": Command(
+        "list the methods: paper, area, whether verified and against what",
+        """
+        protolearn methods
+        protolearn methods protopnet
+        protolearn methods --json
+        """,
+        "tell",
+        _methods,
+    ),
+    "doctor": Command(
+        "tell versions, devices and extras; given a model and data, everything suspicious about them",
+        """
+        protolearn doctor
+        protolearn doctor model photos/train --test photos/test
+        """,
+        "tell",
+        _doctor,
+    ),
+}
+
+
+def _indented(examples: str) -> str:
+    return textwrap.indent(textwrap.dedent(examples).strip("\n"), "  ")
