@@ -74,3 +74,23 @@ def test_importing_the_room_leaves_timm_alone() -> None:
     code = "import sys, protolearn.encoders; print([m for m in ('timm', 'torchvision', 'PIL') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "strides", "window"), [((3, 3, 3), (2, 2, 1), 3), ((3, 3, 1), (2, 1, 1), 3), ((1, 1, 1), (2, 2, 1), 1)]
+)
+def test_the_place_of_a_token_holds_what_it_sees(
+    kernels: tuple[int, ...], strides: tuple[int, ...], window: int
+) -> None:
+    encoder = SmallEncoder(dim=4, kernels=kernels, strides=strides, size=16).eval()
+    picture = torch.randn(1, 3, 16, 16, requires_grad=True)
+    tokens = encoder(picture)
+    assert tokens.window == window
+    middle = tokens.values.shape[1] // 2 + tokens.grid[1] // 2
+    tokens.values[0, middle].sum().backward()
+    seen = picture.grad[0].abs().sum(0).nonzero()
+    box = tokens.region(middle)
+    cell = 16 / tokens.grid[0]
+    assert seen.numel()
+    assert float((seen[:, 1] - box.x0).min()) >= -cell
+    assert float((seen[:, 1] + 1 - box.x1).max()) <= cell, "the field ends less than a cell beyond the outline"

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class SmallEncoder(Encoder):
-    """Three 3x3 convolutions with batch norm and ReLU; random weights, any input size.
+    """Three convolutions with batch norm and ReLU; random weights, any input size.
+
+    A token's place is its receptive field in whole cells, so an outline shows (nearly) all that the token can see.
 
     Parameters
     ----------
@@ -25,6 +27,8 @@ class SmallEncoder(Encoder):
         Width of the tokens; the two layers before are half as wide.
     strides : three ints
         Of the layers; their product is the side of a cell in input pixels.
+    kernels : three odd ints
+        Of the layers; smaller ones make tokens that see less.
     size : int or (int, int)
         Height and width that pictures are resized to.
     seed : int
@@ -43,6 +47,7 @@ class SmallEncoder(Encoder):
         dim: int = 64,
         *,
         strides: Sequence[int] = (2, 2, 1),
+        kernels: Sequence[int] = (3, 3, 3),
         size: int | Sequence[int] = (32, 32),
         seed: int = 0,
     ) -> None:
@@ -53,7 +58,9 @@ class SmallEncoder(Encoder):
             raise UsageError(f"dim must be at least 2, got {dim}")
         if len(strides) != 3 or min(strides) < 1:
             raise UsageError(f"strides must be three whole numbers of at least 1, got {tuple(strides)}")
-        self.dim, self.strides = dim, tuple(strides)
+        if len(kernels) != 3 or min(kernels) < 1 or any(kernel % 2 == 0 for kernel in kernels):
+            raise UsageError(f"kernels must be three odd numbers, got {tuple(kernels)}")
+        self.dim, self.strides, self.kernels = dim, tuple(strides), tuple(kernels)
         height, width = (size, size) if isinstance(size, int) else size
         self.preprocess = Preprocess(
             size=(height, width), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
@@ -61,11 +68,14 @@ class SmallEncoder(Encoder):
         generator = torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
         widths = (3, dim // 2, dim // 2, dim)
-        for i, stride in enumerate(self.strides):
-            layer = nn.Conv2d(widths[i], widths[i + 1], 3, stride=stride, padding=1, bias=False)
+        seen, cell = 1, 1
+        for i, (stride, kernel) in enumerate(zip(self.strides, self.kernels, strict=True)):
+            seen, cell = seen + (kernel - 1) * cell, cell * stride
+            layer = nn.Conv2d(widths[i], widths[i + 1], kernel, stride=stride, padding=kernel // 2, bias=False)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
             layers += [layer, nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
         self.net = nn.Sequential(*layers)
+        self.window = max(1, (seen // cell + 1) // 2 * 2 - 1)
 
     def forward(self, inputs: Tensor) -> Tokens:
         """Return one token for each cell of the last map."""
@@ -74,7 +84,8 @@ class SmallEncoder(Encoder):
         features = self.net(inputs)
         height, width = inputs.shape[-2:]
         grid = (features.shape[-2], features.shape[-1])
-        return Tokens(features.flatten(2).transpose(1, 2), grid=grid, input_size=(height, width))
+        values = features.flatten(2).transpose(1, 2)
+        return Tokens(values, grid=grid, input_size=(height, width), window=self.window)
 
     def spec(self) -> dict[str, Any]:
         """Return the settings that rebuild it without weights."""
@@ -82,5 +93,6 @@ class SmallEncoder(Encoder):
             "encoder": "small",
             "dim": self.dim,
             "strides": list(self.strides),
+            "kernels": list(self.kernels),
             "size": list(self.preprocess.size),
         }
