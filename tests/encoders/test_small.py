@@ -77,7 +77,7 @@ def test_importing_the_room_leaves_timm_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "strides", "window"), [((3, 3, 3), (2, 2, 1), 3), ((3, 3, 1), (2, 1, 1), 3), ((1, 1, 1), (2, 2, 1), 1)]
+    ("kernels", "strides", "window"), [((3, 3, 3), (2, 2, 1), 3), ((3, 3, 1), (2, 1, 1), 3), ((1, 3, 1), (2, 2, 1), 1)]
 )
 def test_the_place_of_a_token_holds_what_it_sees(
     kernels: tuple[int, ...], strides: tuple[int, ...], window: int
