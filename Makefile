@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
+PEERS  := .venv-peers
+BENCH  ?=
 PYTEST ?= -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -55,13 +57,20 @@ docs: $(DOCS)  ## build the documentation site into site/
 docs-serve: $(DOCS)  ## the documentation site on this machine, rebuilt as you write
 	@$(BIN)/mkdocs serve
 
-bench: $(READY)  ## the speed table of benchmarks/README.md
-	@$(BIN)/python -m pip install -qq --editable '.[dev,bench]'
-	@$(BIN)/python -m benchmarks
+# The peer wants older versions of some packages, so it gets an environment of its own; the rest it borrows.
+$(PEERS)/.ready: $(READY)
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@$(PEERS)/bin/python -m pip install -qq --upgrade-strategy only-if-needed '.[bench]'
+	@touch $@
+
+bench: $(READY) $(PEERS)/.ready  ## the speed table of benchmarks/README.md, with the peer
+	@CABRNET_PYTHON=$(PEERS)/bin/python $(BIN)/python -m benchmarks $(BENCH)
 
 build: $(READY)  ## wheel and source archive into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
