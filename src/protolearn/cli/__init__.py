@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     name = next((word for word in arguments if not word.startswith("-")), None)
-    if name is None or arguments[0] != name:
+    if name is None:
         top_parser().parse_args([word for word in arguments if word not in ("--debug", "--quiet", "--json")])
-        if name is None:
-            top_parser().print_help()
-            return 0 if not arguments else 2
+        top_parser().print_help()
+        return 2 if arguments else 0
+    if arguments[0] != name:
         raise UsageError(f"{arguments[0]} stands before the command: protolearn {name} {arguments[0]} ...")
     if name not in COMMANDS:
         raise UsageError(f"no command is called {name!r}: {nearest_names(name, COMMANDS)}; see protolearn --help")
@@ -133,5 +133,6 @@ def _one_line_warnings(debug: bool, quiet: bool) -> Iterator[None]:
             _complain("warning", str(message))
 
     with warnings.catch_warnings():
+        warnings.simplefilter("default")
         warnings.showwarning = show
         yield

@@ -129,7 +129,7 @@ def run_explain(args: Any) -> int:
 
 def _file_name(case: str, taken: set[str]) -> str:
     """Return a file name for a case id, which may hold anything, that no other case has got."""
-    stem = re.sub(r"[^\w.-]+", "_", case.rsplit(".", 1)[0]).strip("._") or "case"
+    stem = re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", case)).strip("._") or "case"
     stem, number, found = stem[-100:], 1, ""
     while not found or found in taken:
         found = stem if number == 1 else f"{stem}-{number}"

@@ -1,0 +1,550 @@
+"""The command line as a person meets it: results, help, and one line with the right exit code when it fails."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from protolearn.cli import main
+from protolearn.cli.options import COMMANDS
+from protolearn.cli.train import read_settings
+from protolearn.cli.use import _file_name
+from protolearn.data import digits
+from protolearn.encoders import SmallEncoder
+from protolearn.errors import UsageError
+from protolearn.methods.parts.protopnet import ProtoPNet
+from protolearn.training.folder import load, save
+from protolearn.training.project import project
+
+QUICK = [
+    "--encoder", "small", "--size", "16", "--device", "cpu", "--protopnet.prototypes_per_class", "1",
+    "--protopnet.dim=8", "--protopnet.encoder_rate", "null", "--protopnet.warm_epochs", "1",
+    "--protopnet.project_at", "[1]", "--protopnet.last_layer_epochs", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A projected model of digits."""
+    cases = digits("train")
+    method = ProtoPNet(prototypes_per_class=1, dim=8)
+    model = method.build(SmallEncoder(dim=8), 10, 0).eval()
+    model.method, model.classes = method, cases.classes
+    project(model, cases.with_transform(model.encoder.preprocess))
+    return save(model, tmp_path_factory.mktemp("cli") / "model", cases)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "seven.png"
+    digits("test").picture(7).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Class folders of two digits."""
+    cases = digits("train")
+    for i in np.flatnonzero(cases.labels < 2)[:40].tolist():
+        place = tmp_path / "photos" / f"digit {cases.labels[i]}"
+        place.mkdir(parents=True, exist_ok=True)
+        cases.picture(i).save(place / f"{i:04d}.png")
+    return tmp_path / "photos"
+
+
+class Told:
+    """What one command printed and returned."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: Any) -> None:
+        self.code = main([str(word) for word in arguments])
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def failed(self, code: int, *words: str) -> None:
+        assert self.code == code, (self.out, self.err)
+        errors = [line for line in self.err.splitlines() if line.startswith("protolearn: error: ")]
+        assert len(errors) == 1, self.err
+        assert "Traceback" not in self.err
+        for word in words:
+            assert word in errors[0]
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told(capsys, "--help")
+    assert told.code == 0
+    for name in ("demo", "train", "predict", "explain", "report", "verify", "methods", "doctor"):
+        assert f"\n  {name} " in told.out
+    assert "examples:" in told.out
+    assert Told(capsys).code == 0
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_of_each_command_has_examples(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    told = Told(capsys, name, "--help")
+    assert told.code == 0
+    assert f"examples:\n  protolearn {name}" in told.out
+    for option in ("--json", "--quiet", "--debug"):
+        assert option in told.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["methods", "--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys\nfrom protolearn.cli import main\nassert main({arguments!r}) == 0\n"
+        "heavy = {'torch', 'lightning', 'jsonargparse', 'numpy', 'PIL', 'timm', 'sklearn', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples_in_help_parse(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example line is accepted by the parser it stands under."""
+    import shlex
+
+    from protolearn.cli.options import command_parser
+
+    for name, command in COMMANDS.items():
+        lines = command.examples.replace("\\\n", " ").strip().splitlines()
+        for line in lines:
+            words = shlex.split(line.strip())
+            assert words[:2] == ["protolearn", name]
+            if name != "train":
+                command_parser(name).parse_args(words[2:])
+            elif "--config" not in words:
+                read_settings(words[2:])
+
+
+# -- methods and doctor -----------------------------------------------------------------------------------------------
+
+
+def test_methods_for_people_and_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "protopnet" in Told(capsys, "methods").out
+    (entry,) = [entry for entry in Told(capsys, "methods", "--json").json if entry["name"] == "protopnet"]
+    assert entry["area"] == "parts"
+    assert entry["paper"].startswith("Chen")
+    assert entry["verified"]
+    assert entry["settings"]["prototypes_per_class"]["default"] == 10
+    one = Told(capsys, "methods", "protopnet")
+    assert "--protopnet.prototypes_per_class" in one.out
+    assert "--recipe frozen" in one.out
+    assert Told(capsys, "methods", "protopnet", "--json").json["name"] == "protopnet"
+
+
+def test_doctor_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told(capsys, "doctor")
+    assert told.code == 0
+    assert "devices: cpu" in told.out
+    assert "pip install 'protolearn[" in told.out
+    assert Told(capsys, "doctor", "--json").json["findings"] is None
+
+
+def test_doctor_of_a_model_and_data(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    told = Told(capsys, "doctor", folder, "digits", "--json", "--device", "cpu")
+    assert told.code == 0
+    assert isinstance(told.json["findings"], list)
+    model = load(folder)
+    model.bank.ban([0])
+    sick = save(model, tmp_path / "sick")
+    told = Told(capsys, "doctor", sick, "--quiet", "--device", "cpu")
+    assert told.code == 1
+    assert "error: class '0' has no usable prototype" in told.out
+
+
+# -- predict, explain, report, verify ---------------------------------------------------------------------------------
+
+
+def test_predict(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, photos: Path, tmp_path: Path) -> None:
+    told = Told(capsys, "predict", folder, picture, photos)
+    rows = list(csv.DictReader(io.StringIO(told.out)))
+    assert rows[0]["case"] == "seven.png"
+    assert len(rows) == 41
+    assert 0 <= float(rows[0]["probability"]) <= 1
+    found = Told(capsys, "predict", folder, picture, "--json", "--all").json
+    assert found["predictions"][0]["predicted"] == rows[0]["predicted"]
+    assert sum(found["predictions"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert Told(capsys, "predict", folder, picture, "--all", "--out", tmp_path / "p.csv", "--quiet").out == ""
+    assert "p(9)" in (tmp_path / "p.csv").read_text()
+    Told(capsys, "predict", folder, picture, "--out", tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text())["predictions"]
+
+
+def test_explain_without_the_data(
+    capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "explained"
+    told = Told(capsys, "explain", folder, picture, picture, "--out", out, "--json")
+    assert told.code == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        f"seven{number}.{kind}" for number in ("-2", "") for kind in ("html", "json", "png")
+    ]
+    entry = told.json["explanations"][0]
+    assert entry["looks_like"].startswith("digits/")
+    page = (out / "seven.html").read_text()
+    assert "training case is not at hand" not in page  # the model's own folder holds the pictures of its prototypes
+    with Image.open(out / "seven.png") as drawn:
+        assert min(drawn.size) > 300
+    plain = json.loads((out / "seven.json").read_text())
+    assert plain["logit"] == pytest.approx(plain["bias"] + sum(row["contribution"] for row in plain["rows"]), rel=1e-5)
+
+
+def test_explain_finds_pictures_in_the_data(
+    capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path
+) -> None:
+    bare = save(load(folder), tmp_path / "bare")
+    Told(capsys, "explain", bare, picture, "--out", tmp_path / "a", "--formats", "html")
+    Told(capsys, "explain", bare, picture, "--out", tmp_path / "b", "--formats", "html", "--data", "digits")
+    assert "not at hand" in (tmp_path / "a" / "seven.html").read_text()
+    assert "not at hand" not in (tmp_path / "b" / "seven.html").read_text()
+
+
+def test_a_forged_picture_in_the_folder_is_not_shown(
+    capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    forged = shutil.copytree(folder, tmp_path / "forged")
+    for kept in (forged / "cases").glob("picture_*.png"):
+        Image.new("RGB", (8, 8), "red").save(kept)
+    Told(capsys, "explain", forged, picture, "--out", tmp_path / "a", "--formats", "html")
+    assert "not at hand" in (tmp_path / "a" / "seven.html").read_text()
+
+
+def test_file_names_of_cases_stay_inside_the_folder() -> None:
+    taken: set[str] = set()
+    names = [_file_name(case, taken) for case in ("../../etc/passwd", "a/b.png", "a_b.jpg", "..", "", "x" * 500)]
+    assert names == ["etc_passwd", "a_b", "a_b-2", "case", "case-2", "x" * 100]
+
+
+def test_report(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    told = Told(
+        capsys, "report", folder, "digits", "--out", tmp_path / "r.html", "--most", 5, "--json", "--device", "cpu"
+    )
+    assert told.code == 0
+    assert told.json["report"].endswith("r.html")
+    assert "<html" in (tmp_path / "r.html").read_text()
+
+
+def test_verify(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    told = Told(capsys, "verify", folder, "digits", "--device", "cpu")
+    assert told.code == 0
+    assert "10 of 10 prototypes match" in told.out
+    assert Told(capsys, "verify", folder, "digits", "--json", "--device", "cpu").json["ok"] is True
+    model = load(folder)
+    model.bank.vectors.data[4] += 0.1
+    wrong = save(model, tmp_path / "wrong")
+    told = Told(capsys, "verify", wrong, "digits", "--device", "cpu", "--quiet")
+    assert told.code == 1
+    assert "4" in told.out
+    assert "token differs" in told.out
+    told = Told(capsys, "verify", wrong, "digits", "--json", "--device", "cpu")
+    assert told.code == 1
+    assert told.json["failures"] == 1
+
+
+# -- train ----------------------------------------------------------------------------------------------------------
+
+
+def test_train_keeps_its_settings_and_repeats(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    told = Told(capsys, "train", photos, "--out", out, *QUICK, "--seed", "3", "--json")
+    assert told.code == 0, told.err
+    summary = told.json
+    assert (summary["prototypes"], summary["sourced"]) == (2, 2)
+    assert summary["scores"]["cases"] == 8  # a fifth is held out
+    model = load(out)
+    assert model.metadata["metrics"]["accuracy"] == summary["scores"]["accuracy"]
+    assert model.metadata["data"]["split"] == {"test_share": 0.2, "seed": 3}
+    assert sorted(p.name for p in (out / "training").iterdir()) == ["history.csv"]
+    settings = yaml.safe_load((out / "settings.yaml").read_text())
+    assert settings["protopnet"]["prototypes_per_class"] == 1
+    assert settings["seed"] == 3
+    again = tmp_path / "again"
+    assert Told(capsys, "train", "--config", out / "settings.yaml", "--out", again, "--quiet").code == 0
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert Told(capsys, "verify", out, photos, "--device", "cpu").code == 0
+    assert Told(capsys, "report", out, photos, "--out", tmp_path / "r.html", "--device", "cpu").code == 0
+    Told(capsys, "train", photos, "--out", out, *QUICK).failed(2, "already holds a model", "--overwrite")
+    assert Told(capsys, "train", photos, "--out", out, *QUICK, "--overwrite", "--quiet", "--test-share", "0").code == 0
+    assert "training_accuracy" in load(out).metadata["metrics"]
+
+
+def test_flags_win_over_the_file_and_the_file_over_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("data: photos\nseed: 4\nsize: 96\nprotopnet:\n  dim: 16\n  eps: 0.001\naugmentation:\n  shear: 3\n")
+    settings, method = read_settings(
+        ["--config", str(file), "--recipe", "frozen", "--encoder", "x", "--protopnet.dim", "32", "--seed=5"]
+    )
+    assert (settings["data"], settings["seed"], settings["size"], settings["encoder"]) == ("photos", 5, 96, "x")
+    assert (method.dim, method.eps, method.prototypes_per_class) == (32, 0.001, 10)
+    assert method.encoder_rate is None
+    assert settings["views"] == 9
+    assert settings["augment"] is True
+    assert settings["augmentation"]["shear"] == 3
+    assert settings["augmentation"]["crop"] == (0.6, 1.0)
+    settings, _ = read_settings(["other", "--config", str(file)])
+    assert settings["data"] == "other"
+
+
+def test_other_data_to_judge_by(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
+    told = Told(capsys, "train", photos, "--test", photos, "--out", tmp_path / "m", *QUICK, "--json")
+    assert told.json["scores"]["cases"] == 40
+    told = Told(capsys, "report", tmp_path / "m", photos, "--test", photos, "--out", tmp_path / "r.html", "--quiet")
+    assert told.code == 0
+
+
+# -- wrong input ----------------------------------------------------------------------------------------------------
+
+
+def make(path: Path, *names: str) -> Path:
+    """Make class folders of the given pictures: name = class/file."""
+    for number, name in enumerate(names):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(noise).save(path / name)
+    return path
+
+
+USAGE = {
+    "command": (["trian", "x"], "did you mean 'train'"),
+    "option": (["verify", "m", "d", "--tolerence", "1"], "did you mean '--tolerance'"),
+    "option before the command": (["--json", "methods"], "before the command"),
+    "missing argument": (["predict", "m"], "required: pictures"),
+    "one too many": (["train", "a", "b"], "one argument too many: b"),
+    "no value": (["train", "a", "--seed"], "--seed needs a value"),
+    "no data": (["train"], "train needs DATA"),
+    "no out": (["train", "digits"], "--out"),
+    "no encoder": (["train", "digits", "--out", "OUT"], "--encoder"),
+    "method": (["train", "digits", "--out", "OUT", "--method", "protopet"], "did you mean 'protopnet'"),
+    "method to list": (["methods", "protopet"], "did you mean 'protopnet'"),
+    "encoder": (["train", "digits", "--out", "OUT", "--encoder", "restnet18"], "did you mean 'resnet18'"),
+    "setting": (["train", "digits", "--protopnet.dims", "3"], "did you mean '--protopnet.dim'"),
+    "value": (["train", "digits", "--protopnet.dim", "x"], "protopnet.dim must be int, got x"),
+    "choice": (["train", "digits", "--protopnet.neck", "wide"], "protopnet.neck must be one of 'regular'"),
+    "number": (["train", "digits", "--seed", "x"], "seed must be int, got x"),
+    "impossible": (["train", "digits", "--out", "OUT", "--protopnet.dim", "0"], "dim must be at least 1"),
+    "recipe": (["train", "digits", "--recipe", "frosen"], "did you mean 'frozen'"),
+    "share": (["train", "digits", "--out", "OUT", "--encoder", "small", "--test-share", "2"], "--test-share"),
+    "config": (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    "device": (["predict", "MODEL", "PICTURE", "--device", "tpu"], "device must be"),
+    "batch": (["predict", "MODEL", "PICTURE", "--batch-size", "0"], "--batch-size must be at least 1"),
+    "format": (["explain", "MODEL", "PICTURE", "--formats", "pgn"], "did you mean 'png'"),
+    "region": (["explain", "MODEL", "PICTURE", "--region", "circle"], "invalid choice"),
+    "tolerance": (["verify", "MODEL", "digits", "--tolerance", "-1"], "tolerance must be above 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path, case: str
+) -> None:
+    arguments, message = USAGE[case]
+    names = {"MODEL": folder, "PICTURE": picture, "OUT": tmp_path / "out"}
+    Told(capsys, *(names.get(word, word) for word in arguments)).failed(2, message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed: 4\n", "no setting 'sed': did you mean 'seed'"),
+        ("protopnet:\n  dims: 4\n", "protopnet has no setting 'dims': did you mean 'dim'"),
+        ("protopnet:\n  dim: a\n", "protopnet.dim must be int, got a"),
+        ("data: [a\n", "cannot be read"),
+        ("- a\n", "expected settings"),
+        ("method: protopet\n", "did you mean 'protopnet'"),
+        ("a: !!python/object/apply:os.system ['true']\n", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    Told(capsys, "train", "--config", tmp_path / "s.yaml").failed(2, message)
+
+
+def test_wrong_data_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    one = make(tmp_path / "one", "cat/a.png", "cat/b.png")
+    broken = make(tmp_path / "broken", *(f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)))
+    (broken / "cat" / "0.png").write_bytes(b"")
+    (broken / "cat" / "1.png").write_bytes(b"no picture at all")
+    out = tmp_path / "out"
+    Told(capsys, "train", tmp_path / "nowhere", "--out", out, *QUICK).failed(1, "nowhere")
+    Told(capsys, "train", tmp_path / "empty", "--out", out, *QUICK).failed(1, "empty", "no pictures")
+    Told(capsys, "train", one, "--out", out, *QUICK, "--test-share", "0").failed(1, "one class", "'cat'")
+    Told(capsys, "train", broken, "--out", out, *QUICK).failed(1, "0.png")
+
+
+def test_wrong_models_and_pictures(
+    capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, photos: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    Told(capsys, "predict", tmp_path / "none", picture).failed(1, "is not a model folder")
+    Told(capsys, "predict", folder, tmp_path / "none.png").failed(1, "none.png")
+    (tmp_path / "bad.png").write_bytes(b"x" * 100)
+    Told(capsys, "predict", folder, tmp_path / "bad.png").failed(1, "bad.png", "not a picture")
+    Told(capsys, "report", folder, photos, "--out", tmp_path / "r.html").failed(1, "digit 0")
+    newer = shutil.copytree(folder, tmp_path / "newer")
+    text = (newer / "config.yaml").read_text()
+    (newer / "config.yaml").write_text(text.replace("format_version: 1", "format_version: 7"))
+    Told(capsys, "verify", newer, "digits").failed(1, "format version 7", "pip install --upgrade")
+    (newer / "config.yaml").write_text(text[: len(text) // 2])
+    Told(capsys, "verify", newer, "digits").failed(1, "config.yaml")
+
+
+def test_a_class_with_one_picture_and_shared_pictures_are_warned_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = make(tmp_path / "d", *(f"train/cat/{i}.png" for i in range(6)), "train/dog/1.png", "train/eel/2.png")
+    for name in ("val", "test"):
+        (data / name / "cat").mkdir(parents=True)
+        (data / name / "cat" / "copy.png").write_bytes((data / "train" / "cat" / "0.png").read_bytes())
+    told = Told(capsys, "train", data, "--out", tmp_path / "m", *QUICK)
+    assert told.code == 0, told.err
+    warned = [line for line in told.err.splitlines() if line.startswith("protolearn: warning: ")]
+    assert any("only one picture of 'dog', 'eel'" in line for line in warned)
+    assert any("also in" in line and "copy.png" in line for line in warned)
+
+
+def test_an_unseen_class_is_refused(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", "walrus/a.png")
+    Told(capsys, "train", photos, "--test", other, "--out", tmp_path / "m", *QUICK).failed(1, "walrus")
+
+
+def test_debug_shows_the_traceback(folder: Path) -> None:
+    from protolearn.errors import ModelFileError
+
+    with pytest.raises(ModelFileError):
+        main(["predict", str(folder / "none"), "x.png", "--debug"])
+
+
+def test_the_unexpected_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr("protolearn.tasks.verify.verify", fail)
+    Told(capsys, "verify", folder, "digits").failed(1, "RuntimeError: first second", "--debug")
+
+
+def test_an_unwritable_place_is_said(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path) -> None:
+    Told(capsys, "explain", folder, picture, "--out", picture / "below").failed(1, "below")
+    Told(capsys, "predict", folder, picture, "--out", picture / "below.csv").failed(1, "below.csv")
+
+
+def test_a_full_disk_is_said(
+    capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("protolearn.training.folder._write", full)
+    Told(capsys, "train", photos, "--out", tmp_path / "m", *QUICK, "--quiet").failed(1, "the disk is full")
+
+
+def test_an_interrupt_is_one_line_and_130(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("protolearn.tasks.verify.verify", interrupt)
+    told = Told(capsys, "verify", folder, "digits")
+    assert told.code == 130
+    assert told.err == "protolearn: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(photos: Path, tmp_path: Path) -> None:
+    """A person presses Control-C, then runs the same command again."""
+    command = [
+        sys.executable, "-m", "protolearn", "train", str(photos), "--out", str(tmp_path / "m"), "--quiet", *QUICK,
+        "--protopnet.last_layer_epochs", "100000",
+    ]  # fmt: skip
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "m" / "training" / "checkpoint.safetensors"
+    end = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < end and running.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert err.strip() == "protolearn: interrupted; the same command goes on from the last checkpoint"
+    assert checkpoint.exists()
+
+
+def test_a_reader_that_stops_reading_is_no_error(folder: Path, photos: Path) -> None:
+    command = f"{sys.executable} -m protolearn predict {folder} '{photos}' --device cpu --all | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("case,")
+    assert "Error" not in done.stderr
+
+
+def test_a_library_call_inside_a_thread_works(folder: Path) -> None:
+    """No signal handler may be installed there."""
+    import threading
+
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["methods", "--quiet"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+# -- demo -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_demo_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's first command, in an empty folder, with every way out of the machine closed."""
+    code = (
+        "import socket, sys\n"
+        "def closed(*_, **__): raise OSError('no network here')\n"
+        "socket.socket.connect = closed\n"
+        "from protolearn.cli import main\n"
+        "sys.exit(main(['demo', '--json']))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PROTOLEARN_DATA"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["scores"]["accuracy"] > 0.9
+    assert told["verified"] is True
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "demo" / "explained").glob("*.png"))) == 4
+    assert len(load(tmp_path / "demo" / "model").bank) >= 10
+
+
+def test_demo_does_not_replace_a_folder_of_something_else(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("mine")
+    Told(capsys, "demo", "--out", tmp_path).failed(2, "README.md")
+
+
+def test_settings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one argument too many"):
+        read_settings(["a", "--seed", "1", "b"])
