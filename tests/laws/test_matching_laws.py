@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -238,6 +239,31 @@ def test_autocast_changes_no_comparison() -> None:
         assert got.dtype == pooled.dtype == torch.float32
         assert torch.equal(got, want)
         assert torch.allclose(pooled, measure.nearest(want, 1)[0], rtol=1e-5)
+
+
+@pytest.fixture
+def coarse_products() -> Iterator[None]:
+    """Let matrix products drop digits, as Lightning advises on graphics cards and some processors do too."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_coarse_matrix_products_change_no_comparison(coarse_products: None) -> None:
+    x, p = torch.rand(4, 30, 256), torch.rand(60, 256)
+    want = squared_l2.paired(x.double().unsqueeze(2), p.double())
+    for table in (all_matches(x, p, squared_l2), all_matches(x, p, squared_l2, exact=False)):
+        assert torch.allclose(table.double(), want, atol=1e-3)
+    assert torch.allclose(best_match(x, p, squared_l2)[0].double(), want.amin(1), atol=1e-4)
+    leaf = x.clone().requires_grad_()
+    best, at = best_match(leaf, p, squared_l2)
+    best.sum().backward()
+    hits = x.new_zeros(4, 30, 60).scatter_(1, at.unsqueeze(1), 1.0)
+    expected = 2 * (hits.sum(2, keepdim=True) * x - (hits.unsqueeze(-1) * p).sum(2))
+    assert leaf.grad is not None
+    assert torch.allclose(leaf.grad, expected, atol=1e-4)
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_max_pooling_by_matching_equals_the_table() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from protolearn.core.matching import best_match
 from protolearn.core.measures import Measure, Product, squared_l2
+from protolearn.core.precision import full_precision
 
 
 def _float(values: Tensor) -> Tensor:
@@ -272,7 +273,7 @@ def mixture_log_joint(values: Tensor, means: Tensor, variances: Tensor, log_weig
     tensor([[1.0000]])
     """
     dtype = torch.promote_types(torch.promote_types(values.dtype, means.dtype), torch.float32)
-    with torch.autocast(values.device.type, enabled=False):
+    with full_precision(values.device):
         values, means, variances = values.to(dtype), means.to(dtype), variances.to(dtype)
         precision = 1.0 / variances
         # sum_d (x - m)^2 / v by two products; taken about a common centre, so that little cancels

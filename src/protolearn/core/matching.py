@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from protolearn.core.measures import Distance, Measure, Product, squared_norm
+from protolearn.core.precision import full_precision
 
 CHUNK_BYTES = 16 * 2**20
 """Size of the largest temporary table, in bytes."""
@@ -83,7 +84,7 @@ def best_match(
     """
     _check(values, prototypes, mask)
     dtype = torch.promote_types(values.dtype, torch.float32)
-    with torch.autocast(values.device.type, enabled=False):
+    with full_precision(values.device):
         best, positions = _Match.apply(
             values.to(dtype), prototypes.to(dtype), measure, mask, exact, budget or CHUNK_BYTES
         )
@@ -103,7 +104,7 @@ def all_matches(
     values, prototypes = values.to(dtype), prototypes.to(dtype)
     if mask is not None:
         values = values.masked_fill(~mask.unsqueeze(-1), 0.0)  # padding may hold anything, NaN too
-    with torch.autocast(values.device.type, enabled=False):
+    with full_precision(values.device):
         table = measure.pairwise(values, prototypes)
         if exact and isinstance(measure, Distance) and not table.requires_grad:
             p_norm = squared_norm(prototypes)
@@ -178,38 +179,43 @@ class _Match(torch.autograd.Function):
         incoming = grads[0]
         if incoming is None:
             return None, None, None, None, None, None
-        values, prototypes, best, positions, mask = ctx.saved_tensors
-        measure, budget = ctx.measure, ctx.budget
-        need_x, need_p = ctx.needs_input_grad[:2]
-        grad_x = torch.zeros_like(values) if need_x else None
-        grad_p = torch.zeros_like(prototypes) if need_p else None
-        batch, steps, dim = values.shape
-        count = positions.shape[1]
-        # tokens and pairs that one chunk may touch; a chunk of long inputs goes pair by pair
-        rows = chunk_rows(4 * values.element_size() * (steps * dim + 4 * count), budget)
-        columns = chunk_rows(4 * values.element_size() * dim, budget)
-        together = measure.product is not None and values.device.type in ("cpu", "cuda")
-        together = together and 4 * values.element_size() * steps * dim <= budget
-        for i in range(0, batch, rows):
-            part = slice(i, i + rows)
-            grad = incoming[part].masked_fill(torch.isinf(best[part]), 0.0)
-            x, at = values[part], positions[part]
-            p = prototypes[part] if prototypes.ndim == 3 else prototypes
-            to_x = None if grad_x is None else grad_x[part]
-            to_p = None if grad_p is None else grad_p[part] if prototypes.ndim == 3 else grad_p
-            single = torch.ones_like(at, dtype=torch.bool)
-            if together:
-                single = _close(best[part], x, p, at, measure)
-                for k in range(0, count, columns):
-                    c = slice(k, k + columns)
-                    to_c = None if to_p is None else to_p[..., c, :]
-                    rest = grad[:, c].masked_fill(single[:, c], 0.0)
-                    _add_product(to_x, to_c, rest, x, p[..., c, :], at[:, c], measure.product)
-            b, j = torch.nonzero(single, as_tuple=True)
-            _add_pairs(to_x, to_p, grad[b, j], x, p, (b, at[b, j], j), measure, budget)
-        if grad_x is not None and mask is not None:
-            grad_x.masked_fill_(~mask.unsqueeze(-1), 0.0)  # 0 times whatever the padding holds
-        return grad_x, grad_p, None, None, None, None
+        with full_precision(incoming.device):
+            return (*_gradients(ctx, incoming), None, None, None, None)
+
+
+def _gradients(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    values, prototypes, best, positions, mask = ctx.saved_tensors
+    measure, budget = ctx.measure, ctx.budget
+    need_x, need_p = ctx.needs_input_grad[:2]
+    grad_x = torch.zeros_like(values) if need_x else None
+    grad_p = torch.zeros_like(prototypes) if need_p else None
+    batch, steps, dim = values.shape
+    count = positions.shape[1]
+    # tokens and pairs that one chunk may touch; a chunk of long inputs goes pair by pair
+    rows = chunk_rows(values.element_size() * (4 * steps * dim + 16 * count), budget)
+    columns = chunk_rows(8 * values.element_size() * dim, budget)
+    together = measure.product is not None and values.device.type in ("cpu", "cuda")
+    together = together and 4 * values.element_size() * steps * dim <= budget
+    for i in range(0, batch, rows):
+        part = slice(i, i + rows)
+        grad = incoming[part].masked_fill(torch.isinf(best[part]), 0.0)
+        x, at = values[part], positions[part]
+        p = prototypes[part] if prototypes.ndim == 3 else prototypes
+        to_x = None if grad_x is None else grad_x[part]
+        to_p = None if grad_p is None else grad_p[part] if prototypes.ndim == 3 else grad_p
+        single = torch.ones_like(at, dtype=torch.bool)
+        if together:
+            single = _close(best[part], x, p, at, measure)
+            for k in range(0, count, columns):
+                c = slice(k, k + columns)
+                to_c = None if to_p is None else to_p[..., c, :]
+                rest = grad[:, c].masked_fill(single[:, c], 0.0)
+                _add_product(to_x, to_c, rest, x, p[..., c, :], at[:, c], measure.product)
+        b, j = torch.nonzero(single, as_tuple=True)
+        _add_pairs(to_x, to_p, grad[b, j], x, p, (b, at[b, j], j), measure, budget)
+    if grad_x is not None and mask is not None:
+        grad_x.masked_fill_(~mask.unsqueeze(-1), 0.0)  # 0 times whatever the padding holds
+    return grad_x, grad_p
 
 
 class _Prototypes:
