@@ -10,10 +10,9 @@ from protolearn.cli.shared import say, say_json
 from protolearn.errors import TrainingError
 
 SETTINGS: dict[str, Any] = {
-    "prototypes_per_class": 5,
     "dim": 32,
     "warm_epochs": 0,
-    "project_at": (20, 40),
+    "project_at": (15, 30),
     "step": 20,
     "encoder_rate": 3e-3,
     "head_rate": 1e-3,
@@ -41,7 +40,8 @@ def run_demo(args: Any) -> int:
     train, test = digits("train"), digits("test")
     method = get_method("protopnet")(**SETTINGS)
     say(f"training {type(method).__name__} on {len(train)} handwritten digits (about a minute) ...", quiet)
-    encoder = SmallEncoder(strides=(2, 2, 2), seed=args.seed)  # 4 x 4 cells, none of which sees half of the picture
+    # cells of one original pixel, each token seeing three by three: what is outlined is what was compared
+    encoder = SmallEncoder(size=16, strides=(2, 1, 1), kernels=(3, 3, 1), seed=args.seed)
     result = fit(
         method, train, encoder=encoder, directory=folder / "training", seed=args.seed, device=args.device, quiet=quiet
     )
