@@ -1,11 +1,12 @@
 """Fill pages with what the code itself says, so that they cannot fall behind it.
 
-Five lines are understood, each alone on its line:
+Six lines are understood, each alone on its line:
 
     {{ run: protolearn train --help }}    the output of a command, as a code block
     {{ include: benchmarks/README.md }}   a file of the repository, its first heading left out
     {{ methods }}                         a table of every registered method
     {{ settings: protopnet }}             a table of a method's settings and their defaults
+    {{ recipes: protopnet }}              a method's recipes: settings that go together
     {{ public }}                          a table of the names that `import protolearn` offers
 """
 
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LINE = re.compile(r"^\{\{ (run|include|methods|settings|public)(?:: (.+?))? \}\}$", re.MULTILINE)
+LINE = re.compile(r"^\{\{ (run|include|methods|settings|recipes|public)(?:: (.+?))? \}\}$", re.MULTILINE)
 
 
 def command_output(command: str) -> str:
@@ -52,6 +53,8 @@ def fill(match: re.Match[str]) -> str:
         return public_table()
     if what == "settings":
         return settings_table(argument)
+    if what == "recipes":
+        return recipe_tables(argument)
     return method_table(json.loads(command_output("protolearn methods --json")))
 
 
@@ -71,6 +74,18 @@ def settings_table(method: str) -> str:
     rows = ["| setting | default |", "|---|---|"]
     rows += [f"| `{field.name}` | `{field.default!r}` |" for field in dataclasses.fields(get_method(method))]
     return "\n".join(rows)
+
+
+def recipe_tables(method: str) -> str:
+    from protolearn.methods import get_method
+
+    parts = []
+    for name, recipe in get_method(method).recipes.items():
+        rows = [f"`--recipe {name}`: {recipe.about}.", "", "| of | setting | value |", "|---|---|---|"]
+        for group in ("method", "encoder", "augment", "options"):
+            rows += [f"| {group} | `{key}` | `{value!r}` |" for key, value in (getattr(recipe, group) or {}).items()]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
 def public_table() -> str:
