@@ -7,13 +7,12 @@ DOCS   := $(VENV)/.docs
 PEERS  := .venv-peers
 BENCH  ?=
 PYTEST ?= -n 2 --dist loadfile
-export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 export NO_MKDOCS_2_WARNING = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quick lint format types docs docs-serve bench build clean
+.PHONY: help install demo test quick lint format types docs docs-serve bench bench-peers build clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -34,6 +33,7 @@ install: $(READY)  ## make .venv and install what development needs
 demo: $(READY)  ## train on real handwritten digits and write a report a person can read
 	@$(BIN)/protolearn demo
 
+test quick: export OMP_NUM_THREADS ?= 1
 test: $(READY)  ## every test and every example in the docstrings
 	@$(BIN)/python -m pytest $(PYTEST)
 
@@ -65,7 +65,10 @@ $(PEERS)/.ready: $(READY)
 	@$(PEERS)/bin/python -m pip install -qq --upgrade-strategy only-if-needed '.[bench]'
 	@touch $@
 
-bench: $(READY) $(PEERS)/.ready  ## the speed table of benchmarks/README.md, with the peer
+bench: $(READY)  ## the speed table of benchmarks/README.md
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+bench-peers: $(READY) $(PEERS)/.ready  ## the same beside CaBRNet
 	@CABRNET_PYTHON=$(PEERS)/bin/python $(BIN)/python -m benchmarks $(BENCH)
 
 build: $(READY)  ## wheel and source archive into dist/
