@@ -15,10 +15,12 @@ from protolearn.core.method import Method, Phase, Project, Prune, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Cases, arrays, digits
 from protolearn.data.features import features
-from protolearn.encoders import make_encoder
+from protolearn.encoders import FeatureEncoder, make_encoder
 from protolearn.errors import DataError, TrainingError, UsageError
 from protolearn.methods import get_method
+from protolearn.structures import Tokens
 from protolearn.training.fit import TrainingWarning, choose_device, fit
+from protolearn.training.material import CachedTokens
 from protolearn.training.project import nearest_cases, project, prune
 from protolearn.training.steps import epoch_order, set_modes
 
@@ -270,3 +272,32 @@ def test_every_case_comes_once_an_epoch() -> None:
     order = torch.cat(epoch_order(23, 5, seed=4))
     assert sorted(order.tolist()) == list(range(23))
     assert not torch.equal(order, torch.cat(epoch_order(23, 5, seed=5)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_tokens_reduced_once_train_as_tokens_reduced_in_every_step(masked: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    values, mask = torch.randn(2, 9, 5, 12, generator=draw), torch.rand(2, 9, 5, generator=draw) < 0.7
+    mask[..., 0] = True
+
+    class Store:
+        views = 2
+
+        def __len__(self) -> int:
+            return 9
+
+        def tokens(self, indices: np.ndarray, view: int | np.ndarray = 0) -> Tokens:
+            return Tokens(values[view, indices], mask[view, indices] if masked else None)
+
+    model = ProtoPNet(neck="principal", axes=6, dim=4).build(FeatureEncoder(12), 2)
+    model.neck[0].fit([Tokens(values[0])])
+    cases, views, found = torch.tensor([7, 0, 3]), torch.tensor([1, 0, 1]), []
+    for kept_bytes in (0, 2 * 9 * 5 * 6 * 4):
+        material = CachedTokens(model, Store(), torch.device("cpu"), kept_bytes)
+        assert (material.reduced is None) == (kept_bytes == 0)
+        model.zero_grad()
+        out = material(cases, views)
+        out.logits.square().sum().backward()
+        found.append((out.distances, out.positions, out.logits, model.neck[1].weight.grad.clone()))
+    for every_step, once in zip(*found, strict=True):
+        assert torch.allclose(every_step, once, atol=1e-5)

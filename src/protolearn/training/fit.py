@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 10.0
 """How much work a kill may cost, at most one epoch more."""
 
-CACHE_BYTES_IN_MEMORY = 2**30
-
 
 class TrainingWarning(UserWarning):
     """Something about data or prototypes that a person should look at."""
@@ -213,6 +211,7 @@ class _Training:
     progress: Progress = field(default_factory=Progress)
     store: TokenStore | None = None
     validation_store: TokenStore | None = None
+    cached: CachedTokens | None = None
     logger: Any = None
     logged: int = 0
 
@@ -274,6 +273,7 @@ class _Training:
                 raise TypeError(f"{self.method.slug}: initialisation from data comes before the encoder is trained")
             batches = PlainTokens(store, self.data.labels, self.how.batch_size, self.device)
             self.method.initialise(self.model, batches, self.how.seed)
+            self.cached = None  # made of an earlier neck
             distributed.agree(self.model)
         elif isinstance(phase, Project):
             report = project(self.model, self.plain, phase, **how)
@@ -396,7 +396,9 @@ class _Training:
             return scores
         if store is None:
             store = self._cache(self.plain if self.how.views == 1 else self.drawn, self.how.views)
-        return CachedTokens(self.model, store, self.device)
+        if self.cached is None or self.cached.store is not store:
+            self.cached = CachedTokens(self.model, store, self.device)
+        return self.cached
 
     @torch.no_grad()
     def _scores(self, cases: Cases, store: TokenStore | None) -> dict[str, float]:

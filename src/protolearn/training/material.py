@@ -11,13 +11,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.necks import PrincipalAxes
 from protolearn.data.cases import Cases
 from protolearn.structures import Output, Tokens
 from protolearn.training import distributed
+
+KEPT_BYTES = 2**30
+"""How much memory reduced tokens may take; beyond it they are reduced in every step."""
 
 
 class TokenStore(Protocol):
@@ -53,15 +57,46 @@ def to_device(tokens: Tokens, device: torch.device) -> Tokens:
 
 
 class CachedTokens:
-    """Outputs from cached tokens: the neck and all after it run."""
+    """Outputs from cached tokens: the neck and all after it run.
 
-    def __init__(self, model: PrototypeModel, store: TokenStore, device: torch.device) -> None:
+    A neck that begins with principal axes changes only behind them: tokens are put on the axes once.
+    """
+
+    def __init__(
+        self, model: PrototypeModel, store: TokenStore, device: torch.device, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         self.model, self.store, self.device, self.views = model, store, device, store.views
+        self.reduced: Tokens | None = None
+        first = model.neck[0] if isinstance(model.neck, nn.Sequential) and len(model.neck) else None
+        if isinstance(first, PrincipalAxes):
+            positions = store.tokens(np.arange(1), 0).values.shape[1]
+            if self.views * len(store) * positions * first.axes.shape[1] * 4 <= kept_bytes:
+                self.reduced = self._reduce(first)
+
+    @torch.no_grad()
+    def _reduce(self, first: PrincipalAxes) -> Tokens:
+        """Return the tokens on the axes, all cases view after view."""
+        parts = []
+        for view in range(self.views):
+            for cases in torch.arange(len(self.store)).split(64):
+                tokens = to_device(self.store.tokens(cases.numpy(), view), self.device)
+                parts.append(tokens.replace(values=first(tokens.values)))
+        found: dict[str, Tensor | None] = {}
+        for name in ("values", "mask", "summary"):
+            given = [getattr(part, name) for part in parts]
+            found[name] = None if given[0] is None else torch.cat(given)
+        return parts[0].replace(**found)
 
     def __call__(self, cases: Tensor, views: Tensor) -> Output:
         """Return the output of some cases in some views."""
-        tokens = to_device(self.store.tokens(cases.numpy(), views.numpy()), self.device)
-        return self.model.score(self.model.embed(tokens))
+        if self.reduced is None:
+            tokens = to_device(self.store.tokens(cases.numpy(), views.numpy()), self.device)
+            return self.model.score(self.model.embed(tokens))
+        assert isinstance(self.model.neck, nn.Sequential)
+        rows = (views * len(self.store) + cases).to(self.device)
+        parts = {name: getattr(self.reduced, name) for name in ("values", "mask", "summary")}
+        tokens = self.reduced.replace(**{name: None if t is None else t[rows] for name, t in parts.items()})
+        return self.model.score(tokens.replace(values=self.model.neck[1:](tokens.values)))
 
 
 class PlainTokens:
