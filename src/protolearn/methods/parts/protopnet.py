@@ -49,7 +49,7 @@ FROZEN = Recipe(
         "one_of": False, "rotation": 15, "shear": 10, "skew": 0, "crop": (0.6, 1.0), "ratio": (0.8, 1.25),
         "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02,
     },
-    options={"views": 9, "batch_size": 40},
+    options={"views": 5, "batch_size": 40},
 )  # fmt: skip
 
 
