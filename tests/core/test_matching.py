@@ -102,6 +102,19 @@ def test_exact_values_do_not_depend_on_what_else_is_in_the_batch() -> None:
             assert torch.equal(where[0], at[i, :50])
 
 
+def test_exactness_can_be_asked_for_some_pairs_only() -> None:
+    x, p = torch.rand(6, 40, 32), torch.rand(30, 32)
+    x[:, 20:] = x[:, :20]
+    wanted = torch.rand(6, 30) > 0.5
+    whole, at = best_match(x, p, squared_l2, exact=True)
+    some, where = best_match(x, p, squared_l2, exact=True, among=wanted)
+    assert torch.equal(some[wanted], whole[wanted])
+    assert torch.equal(where[wanted], at[wanted])
+    assert torch.allclose(some, whole, atol=1e-4)
+    with pytest.raises(ValueError, match="goes with exact"):
+        best_match(x, p, squared_l2, among=wanted)
+
+
 def test_an_exact_comparison_finds_the_token_a_prototype_equals_whatever_its_length() -> None:
     """Near ties are judged by the size of what was multiplied, so short and long vectors are treated alike."""
     for size in (1e-3, 1.0, 1e3):

@@ -42,6 +42,7 @@ def best_match(
     mask: Tensor | None = None,
     *,
     exact: bool = False,
+    among: Tensor | None = None,
     budget: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return each prototype's nearest position in each input, and the value there.
@@ -58,7 +59,9 @@ def best_match(
         ``(B, S)`` bool; a False position never wins.
     exact : bool
         Settle near-ties between positions with unrounded comparisons, so that a prototype that equals a token finds
-        that very token (projection needs it; training does not).
+        that very token, and values do not depend on what else is in the batch (projection needs it; training does not).
+    among : Tensor, optional
+        ``(B, P)`` bool: the pairs that ``exact`` is needed for, all by default; the others stay as found.
     budget : int, optional
         Bytes of the largest temporary, 16 MiB by default.
 
@@ -83,10 +86,17 @@ def best_match(
     (tensor([[1.]]), tensor([[1]]))
     """
     _check(values, prototypes, mask)
+    if among is not None and (among.dtype != torch.bool or not exact):
+        raise ValueError("among is a bool table of the pairs to be exact about, and goes with exact=True")
     dtype = torch.promote_types(values.dtype, torch.float32)
     with full_precision(values.device):
         best, positions = _Match.apply(
-            values.to(dtype), prototypes.to(dtype), measure, mask, exact, budget or CHUNK_BYTES
+            values.to(dtype),
+            prototypes.to(dtype),
+            measure,
+            mask,
+            among if among is not None else exact,
+            budget or CHUNK_BYTES,
         )
     return best, positions
 
@@ -137,7 +147,7 @@ class _Match(torch.autograd.Function):
         prototypes: Tensor,
         measure: Measure,
         mask: Tensor | None,
-        exact: bool,
+        exact: bool | Tensor,
         budget: int,
     ) -> tuple[Tensor, Tensor]:
         batch, steps, dim = values.shape
@@ -145,7 +155,7 @@ class _Match(torch.autograd.Function):
         best = values.new_empty(batch, count)
         positions = torch.empty(batch, count, dtype=torch.long, device=values.device)
         small = min(budget, CACHE_BYTES) if values.device.type == "cpu" else budget
-        small = max(1, small // 4) if exact else small  # settling may list every entry of a table
+        small = small if exact is False else max(1, small // 4)  # settling may list every entry of a table
         item = values.element_size()
         # as many columns as fit beside all positions; for long inputs some of both, so that each is read a few times
         columns = min(count, max(_MANY_COLUMNS, chunk_rows(item * steps, small)), chunk_rows(item * dim, budget))
@@ -160,7 +170,8 @@ class _Match(torch.autograd.Function):
                 for k in range(0, steps, block):
                     x = values[i : i + rows, k : k + block]
                     real = None if mask is None else mask[i : i + rows, k : k + block]
-                    found, where = _nearest(x, p, measure, real, exact, budget, scratch)
+                    settle = exact[here] if isinstance(exact, Tensor) else exact
+                    found, where = _nearest(x, p, measure, real, settle, budget, scratch)
                     if k == 0:
                         best[here], positions[here] = found, where
                     else:
@@ -229,7 +240,13 @@ class _Prototypes:
 
 
 def _nearest(
-    x: Tensor, p: _Prototypes, measure: Measure, real: Tensor | None, exact: bool, budget: int, scratch: Tensor
+    x: Tensor,
+    p: _Prototypes,
+    measure: Measure,
+    real: Tensor | None,
+    exact: bool | Tensor,
+    budget: int,
+    scratch: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return value and position ``(B', P')`` for one chunk of tokens ``(B', S', D)``."""
     if real is not None:
@@ -238,14 +255,14 @@ def _nearest(
     if x.shape[1] == 1:
         best = table[:, 0]
         at = torch.zeros_like(best, dtype=torch.long)
-    elif exact or measure.product is None or table.device.type != "cpu":
+    elif exact is not False or measure.product is None or table.device.type != "cpu":
         best, at = measure.nearest(table, dim=1)
     else:
         best, at = _winner(table, measure)
     if p.added is not None:
         best = best.add_(p.added).clamp_min_(0.0) if isinstance(measure, Distance) else best.add_(p.added)
-    if exact:
-        _settle(best, at, table, x, p, measure, budget)
+    if exact is not False:
+        _settle(best, at, table, x, p, measure, None if exact is True else exact, budget)
     elif p.norms is not None:
         norms = squared_norm(x) if own is None else own
         if measure.doubtful(best.amin(1), norms.amax(1), p.norms.amax(-1)).any():
@@ -294,7 +311,16 @@ def _table(
     return table, a
 
 
-def _settle(best: Tensor, at: Tensor, table: Tensor, x: Tensor, p: _Prototypes, measure: Measure, budget: int) -> None:
+def _settle(
+    best: Tensor,
+    at: Tensor,
+    table: Tensor,
+    x: Tensor,
+    p: _Prototypes,
+    measure: Measure,
+    among: Tensor | None,
+    budget: int,
+) -> None:
     """Correct in place value and position of winners that rounding could have made; values then lack no digit.
 
     ``best`` must be complete. Every entry of ``table`` within the rounding noise of its column's winner is compared
@@ -313,7 +339,8 @@ def _settle(best: Tensor, at: Tensor, table: Tensor, x: Tensor, p: _Prototypes, 
     noise = (8 + x.shape[-1] ** 0.5) * torch.finfo(table.dtype).eps * scale
     winner = table.gather(1, at.unsqueeze(1))
     close = ((table - winner).abs() <= noise.unsqueeze(1)) & torch.isfinite(winner)
-    close &= close.sum(1, keepdim=True) > 1
+    needed = close.sum(1) > 1
+    close &= (needed if among is None else needed & among).unsqueeze(1)
     b, s, j = torch.nonzero(close, as_tuple=True)
     if len(b):
         values = _paired_at(measure, x, p.vectors, b, s, j, budget)
@@ -326,7 +353,8 @@ def _settle(best: Tensor, at: Tensor, table: Tensor, x: Tensor, p: _Prototypes, 
         first[1:] = column[1:] != column[:-1]
         chosen = by_value[by_column][first]
         at[b[chosen], j[chosen]] = s[chosen]
-    b, j = torch.nonzero(torch.isfinite(best), as_tuple=True)
+    finite = torch.isfinite(best)
+    b, j = torch.nonzero(finite if among is None else finite & among, as_tuple=True)
     best[b, j] = _paired_at(measure, x, p.vectors, b, at[b, j], j, budget)
 
 

@@ -96,11 +96,13 @@ class NearestTokens:
             (patient) where prototypes must come from different ones.
         """
         units = cases if units is None else units
-        values, positions = best_match(tokens.values, self.bank.vectors, self.measure, tokens.mask, exact=True)
         if self.own_class:
             allowed = self.bank.owned_by(labels)
         else:
             allowed = self.bank.usable.expand(len(labels), -1)
+        values, positions = best_match(
+            tokens.values, self.bank.vectors, self.measure, tokens.mask, exact=True, among=allowed
+        )
         values = values.masked_fill(~allowed, self.measure.farthest).T
         if values.isnan().any():
             which = cases[values.isnan().any(0)].tolist()
