@@ -88,8 +88,8 @@ class Tokens:
     def region(self, position: int) -> Box | None:
         """Return the place of a token in input pixels, or None where positions have no place.
 
-        That is its cell, its share of the input (input size / grid), or the ``window`` of cells it was averaged over; not
-        the receptive field, which is larger.
+        That is its cell, its share of the input (input size / grid), or the ``window`` of cells that it stands for; the
+        receptive field may be larger.
         """
         if self.grid is None or self.input_size is None:
             return None

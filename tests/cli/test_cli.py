@@ -548,3 +548,24 @@ def test_demo_does_not_replace_a_folder_of_something_else(capsys: pytest.Capture
 def test_settings_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one argument too many"):
         read_settings(["a", "--seed", "1", "b"])
+
+
+@pytest.mark.slow
+def test_two_processes_save_one_model(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    short = ["--protopnet.prototypes_per_class", "2", "--protopnet.project_at", "[2]", "--protopnet.warm_epochs", "1"]
+    command = [sys.executable, "-m", "protolearn", "train", "digits", "--encoder", "small", "--size", "16", "--quiet"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--processes", "2", "--out", str(out), *short],
+        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(["verify", str(out), "digits", "--quiet"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing half-made beside it"
+
+
+def test_arguments_for_the_network_are_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["train", "digits", "--encoder", "resnet18", "--out", str(tmp_path / "m"), "--model-args", "{pad"]
+    assert main(wrong) == 2
+    assert "--model-args must be a JSON object" in capsys.readouterr().err
+    assert main([*wrong[:-2], "--processes", "0"]) == 2

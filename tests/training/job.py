@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
+from protolearn.core.projection import NearestTokens
 from protolearn.data import Augment, digits
 from protolearn.encoders import make_encoder
 from protolearn.methods import get_method
-from protolearn.training import distributed
+from protolearn.training import checkpoint, distributed
 from protolearn.training import fit as fitting
 from protolearn.training.fit import fit
 
 
-def main(out: str, directory: str, encoder_rate: str, epochs: str) -> None:
+def die_at(what: str, call: int) -> None:
+    """Kill this process at a call: half-way through writing a checkpoint, in a projection, or before a step."""
+    owner: Any = {"write": checkpoint, "project": NearestTokens, "step": torch.optim.Adam}[what]
+    name = {"write": "save_file", "project": "update", "step": "step"}[what]
+    inner, calls = getattr(owner, name), 0
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if what == "write":
+                Path(args[1]).write_bytes(b"half a checkpoint")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args, **kwargs)
+
+    setattr(owner, name, deadly)
+
+
+def main(out: str, directory: str, die: str = "") -> None:
     fitting.CHECKPOINT_SECONDS = 0.0  # after every epoch, so that there is something to resume
     train = digits("train").subset(range(0, 1400, 7))
-    rate = float(encoder_rate) or None
-    count = int(epochs)
+    if die:
+        what, call = die.split(":")
+        die_at(what, int(call))
     method = get_method("protopnet")(
         prototypes_per_class=2,
         dim=8,
         warm_epochs=2,
-        project_at=(count // 2, count),
+        project_at=(3, 4),
         last_layer_epochs=3,
-        encoder_rate=rate,
+        encoder_rate=1e-3,
         step=2,
         freeze_batch_norm=True,  # statistics of half a batch are not those of a whole one
         prune=True,

@@ -121,6 +121,9 @@ def add_train(parser: Any, config: dict[str, Any] | None = None, *, data_option:
     )
     parser.add_argument("--smooth", type=int, default=1, help="average tokens over windows of so many cells (odd)")
     parser.add_argument("--size", type=int, default=None, help="side of the encoder's input in pixels")
+    parser.add_argument("--mean", type=float, default=None, help="of pixels, 0 to 1 (default: the network's own)")
+    parser.add_argument("--std", type=float, default=None, help="of pixels (default: the network's own)")
+    parser.add_argument("--model-args", type=str, default=None, help='JSON for timm, e.g. \'{"pad_type": "same"}\'')
     parser.add_argument(
         "--train-from", type=str, default="all", help="all, nothing, or the first block that is trained"
     )
@@ -133,7 +136,10 @@ def add_train(parser: Any, config: dict[str, Any] | None = None, *, data_option:
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, split and augmentation (default: 0)")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--batch-size", type=int, default=80, help="pictures at a time (default: 80)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="train on so many devices of this machine (default: 1)"
+    )
+    parser.add_argument("--batch-size", type=int, default=80, help="pictures at a time, of all processes (default: 80)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
     parser.add_argument("--precision", type=str, default="32-true", help="Lightning's names, e.g. 16-mixed, bf16-mixed")
     parser.add_argument("--clip", type=float, default=None, help="largest gradient norm")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +37,13 @@ def run_train(argv: list[str]) -> int:
             raise UsageError(f"train needs {what} (see protolearn train --help)")
     if settings["encoder"] is None:
         raise UsageError("train needs --encoder: 'small' (tiny, from scratch), or a network of timm such as resnet18")
+    if settings["processes"] < 1:
+        raise UsageError(f"--processes must be at least 1, got {settings['processes']}")
+    if settings["processes"] > 1 and "WORLD_SIZE" not in os.environ:
+        return _in_processes(settings["processes"], argv)
     summary = train(settings, method)
+    if summary is None:
+        return 0  # the first process speaks for all
     if settings["json"]:
         say_json(summary)
         return 0
@@ -45,6 +55,15 @@ def run_train(argv: list[str]) -> int:
     )
     say(f"next: protolearn report {settings['out']} {settings['data']}", settings["quiet"])
     return 0
+
+
+def _in_processes(count: int, argv: list[str]) -> int:
+    """Run the same command in several processes that know of each other, and return the worst exit code."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [sys.executable, *torchrun, "-m", "protolearn", "train", *argv]
+    quieter = {"TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}  # unless the environment says otherwise
+    done = subprocess.run(command, check=False, env={**quieter, **os.environ})
+    return min(done.returncode, 1) if done.returncode >= 0 else 130
 
 
 def read_settings(argv: list[str]) -> tuple[dict[str, Any], Method]:
@@ -160,8 +179,8 @@ def _in_words(message: str, known: list[str]) -> str:
     return explained(message, known)
 
 
-def train(settings: dict[str, Any], method: Method) -> dict[str, Any]:
-    """Train, score, save; return what to tell."""
+def train(settings: dict[str, Any], method: Method) -> dict[str, Any] | None:
+    """Train, score, save; return what to tell, or None in a process that only helps."""
     from protolearn.data import Augment
     from protolearn.training.checkpoint import clear_checkpoint
     from protolearn.training.fit import fit
@@ -178,6 +197,8 @@ def train(settings: dict[str, Any], method: Method) -> dict[str, Any]:
         method, cases, encoder=encoder, validation=validation, directory=out / "training", augment=augment,
         resume=not settings["fresh"], cache=settings["cache"], quiet=quiet, **options,
     )  # fmt: skip
+    if int(os.environ.get("RANK", "0")) > 0:
+        return None
     model = result.model
     model.metadata.setdefault("data", {})["split"] = split
     scores = score(model, test if test is not None else cases, "test" if test is not None else "training")
@@ -226,7 +247,20 @@ def make(settings: dict[str, Any]) -> Encoder:
     return ImageEncoder(
         name, weights=weights, layer=[part.strip() for part in layer.split(",")] if "," in layer else layer,
         size=settings["size"], smooth=settings["smooth"], train_from=settings["train_from"], seed=settings["seed"],
+        mean=settings["mean"], std=settings["std"], model_args=_json(settings["model_args"]),
     )  # fmt: skip
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--model-args must be a JSON object, got {text!r} ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--model-args must be a JSON object, got {text!r}")
+    return found
 
 
 def score(model: PrototypeModel, cases: Cases, where: str) -> dict[str, Any]:

@@ -401,8 +401,8 @@ class _Card:
         self.words(text, self.y - 2, signed(row.contribution), 32, colour, bold=True)
         bar(self.draw, text + 128, self.y + 7, room - 128, 20, row.contribution / self.largest)
         self.words(text, self.y + 42, f"{number(row.similarity)} × {signed(row.weight)}", 20)
-        owner = "no single class" if row.owner is None else self.names[row.owner]
-        self.words(text, self.y + 72, f"prototype {row.prototype} of {owner}", 16, SOFT, width=room)
+        owner = "of no single class" if row.owner is None else f"class {self.names[row.owner]}"
+        self.words(text, self.y + 72, f"prototype {row.prototype}, {owner}", 16, SOFT, width=room)
         self.words(text, self.y + 95, why or f"from {row.source.case if row.source else ''}", 16, SOFT, width=room)
 
     def _paste(self, picture: Image.Image, x: int) -> None:

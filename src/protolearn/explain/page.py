@@ -185,7 +185,7 @@ def _row(painter: Painter, picture: Image.Image, e: Explanation, row: LedgerRow,
     names = painter.model.classes
     here = painter.case_view(picture, e.case, row)
     there, why = painter.source_view(row)
-    owner = "no single class" if row.owner is None else names[row.owner]
+    owner = "of no single class" if row.owner is None else f"class {names[row.owner]}"
     source = row.source.case if row.source is not None else ""
     if there is None:
         like = f'<div class="absent">{text(why)}</div>'
@@ -194,7 +194,7 @@ def _row(painter: Painter, picture: Image.Image, e: Explanation, row: LedgerRow,
     told = (
         f'<div class="big {_sign(row.contribution)}">{signed(row.contribution)}</div>{_bar(row.contribution / scale)}'
         f"<div>{number(row.similarity)} × {signed(row.weight)}</div>"
-        f'<div class="soft small">prototype {row.prototype} of {short(owner, 34)}<br>'
+        f'<div class="soft small">prototype {row.prototype}, {short(owner, 34)}<br>'
         f"{text(why) if why else f'from {short(source, 40)}'}</div>"
     )
     what = pair(here, f"case {e.case} where prototype {row.prototype} matched", close_first=False)

@@ -269,7 +269,7 @@ def _front_matter(slug: str, scores: Mapping[str, Any], data: Mapping[str, Any])
     }
     accuracy = scores.get("accuracy")
     if isinstance(accuracy, int | float):
-        name = str(data.get("name") or "data")
+        name = str(scores.get("judged_on") or data.get("name") or "data")  # what it was judged on, not trained on
         result = {
             "task": {"type": "image-classification"},
             "dataset": {"name": name, "type": "".join(c if c.isalnum() else "-" for c in name.lower())[:60]},

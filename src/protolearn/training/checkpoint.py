@@ -83,6 +83,8 @@ def load_checkpoint(directory: Path, model: PrototypeModel, plan: str, phases: l
         If it belongs to a training with other settings, data or seed.
     """
     path = directory / NAME
+    for stale in directory.glob(f".{NAME}.*"):  # of a process that was killed while writing
+        stale.unlink(missing_ok=True)
     if not path.exists():
         return None
     try:
