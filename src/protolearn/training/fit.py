@@ -310,6 +310,7 @@ class _Training:
                 batch_size=self.how.batch_size, workers=self.how.workers, kept=self._kept(),
             )  # fmt: skip
             self.model.to(self.device)
+            distributed.agree(self.model)  # each process has seen other cases, and batch norm remembers them
             return
         material = self._material(phase)
         with self._bar(phase.name, left) as bar:
