@@ -15,8 +15,7 @@ from protolearn.core.projection import NearestTokens
 from protolearn.data import Augment, digits
 from protolearn.encoders import make_encoder
 from protolearn.methods import get_method
-from protolearn.training import checkpoint, distributed
-from protolearn.training import fit as fitting
+from protolearn.training import checkpoint, distributed, record
 from protolearn.training.fit import fit
 
 
@@ -38,8 +37,8 @@ def die_at(what: str, call: int) -> None:
     setattr(owner, name, deadly)
 
 
-def main(out: str, directory: str, die: str = "") -> None:
-    fitting.CHECKPOINT_SECONDS = 0.0  # after every epoch, so that there is something to resume
+def main(out: str, directory: str, die: str = "", pruned: str = "yes") -> None:
+    record.CHECKPOINT_SECONDS = 0.0  # after every epoch, so that there is something to resume
     train = digits("train").subset(range(0, 1400, 7))
     if die:
         what, call = die.split(":")
@@ -53,7 +52,7 @@ def main(out: str, directory: str, die: str = "") -> None:
         encoder_rate=1e-3,
         step=2,
         freeze_batch_norm=True,  # statistics of half a batch are not those of a whole one
-        prune=True,
+        prune=pruned == "yes",
         prune_epochs=2,
     )
     done = fit(

@@ -19,9 +19,11 @@ from protolearn.encoders import FeatureEncoder, make_encoder
 from protolearn.errors import DataError, TrainingError, UsageError
 from protolearn.methods import get_method
 from protolearn.structures import Tokens
-from protolearn.training.fit import TrainingWarning, choose_device, fit
+from protolearn.training.fit import fit
 from protolearn.training.material import CachedTokens
+from protolearn.training.options import choose_device
 from protolearn.training.project import nearest_cases, project, prune
+from protolearn.training.record import TrainingWarning
 from protolearn.training.steps import epoch_order, set_modes
 
 ProtoPNet = get_method("protopnet")

@@ -64,11 +64,14 @@ def test_killed_training_ends_with_the_same_weights(tmp_path: Path, whole: Path)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_prototypes_of_one(tmp_path: Path, whole: Path) -> None:
-    one, two = whole, tmp_path / "two.safetensors"
+def test_two_processes_give_the_prototypes_of_one(tmp_path: Path) -> None:
+    """Up to the order in which a sum is rounded: without pruning, which turns on a single neighbour."""
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    finish(start(str(one), "-", "", "no"))
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finish(start(str(two), str(tmp_path / "run"), before=torchrun))
+    finish(start(str(two), str(tmp_path / "run"), "", "no", before=torchrun))
     first, second = load_file(one), load_file(two)
-    torch.testing.assert_close(first["bank.vectors"], second["bank.vectors"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first["head.weight"], second["head.weight"], rtol=1e-4, atol=1e-5)
     assert sources(one) == sources(two)
+    for name in first:
+        if not name.endswith("_extra_state"):
+            torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-3)

@@ -45,8 +45,8 @@ def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def the_model(folder: str, device: str = "auto") -> PrototypeModel:
     """Return a model, where it should run."""
-    from protolearn.training.fit import choose_device
     from protolearn.training.folder import load
+    from protolearn.training.options import choose_device
 
     return load(folder, choose_device(device))
 

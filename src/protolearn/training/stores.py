@@ -1,0 +1,141 @@
+"""The cases of a training as its phases need them: pictures, augmented pictures, cached tokens, scores."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from protolearn.core.method import Method
+from protolearn.core.model import PrototypeModel
+from protolearn.data.augment import Augment, Augmented
+from protolearn.data.cases import Cases
+from protolearn.data.splits import check_pair
+from protolearn.encoders.cache import token_cache
+from protolearn.errors import DataError, UsageError
+from protolearn.training import distributed
+from protolearn.training.material import CachedScores, CachedTokens, PlainTokens, TokenStore, plain_outputs
+from protolearn.training.options import Options
+from protolearn.training.project import layout
+from protolearn.training.steps import Tally, minimised
+
+BYTES_IN_MEMORY = 2**30
+"""Tokens that take more are kept on disk while training."""
+
+
+class Stores:
+    """Training and validation cases, and what is cached of them.
+
+    Attributes
+    ----------
+    data : Cases
+        As given.
+    plain, drawn : Cases
+        Under the encoder's preprocessing; and with augmentation, where there is any.
+    validation : Cases or None
+        Under the encoder's preprocessing, its labels those of the training classes.
+    concerns : list of str
+        What looks suspicious about training and validation cases together.
+    """
+
+    def __init__(
+        self,
+        model: PrototypeModel,
+        data: Cases,
+        validation: Cases | None,
+        augment: Augment | None,
+        how: Options,
+        device: torch.device,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.data, self.augment, self.how, self.device = model, data, augment, how, device
+        self.folder = folder
+        self.concerns: list[str] = []
+        preprocess = model.encoder.preprocess
+        self.plain = self.drawn = data if preprocess is None else data.with_transform(preprocess)
+        if augment is not None:
+            if preprocess is None:
+                raise UsageError("augment changes pictures, and this encoder does not read pictures")
+            self.drawn = data.with_transform(Augmented(preprocess, augment)).with_seed(how.seed)
+        elif how.views > 1:
+            raise UsageError("several views of a case differ only by augmentation: give augment, or views=1")
+        self.validation = validation
+        if validation is not None:
+            if len(validation) == 0:
+                raise DataError(f"{validation.name}: no case to validate on; leave validation out")
+            self.validation = validation.with_classes(data.classes).with_transform(preprocess)
+            self.concerns = check_pair(data, self.validation)
+        self._tokens: TokenStore | None = None
+        self._validation: TokenStore | None = None
+        self._material: CachedTokens | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def tokens(self) -> TokenStore:
+        """Return the tokens of the training cases in all views, computed the first time."""
+        if self._tokens is None:
+            self._tokens = self._cache(self.plain if self.how.views == 1 else self.drawn, self.how.views)
+        return self._tokens
+
+    def validation_tokens(self) -> TokenStore | None:
+        """Return the tokens of the validation cases, computed the first time."""
+        if self._validation is None and self.validation is not None:
+            self._validation = self._cache(self.validation, 1)
+        return self._validation
+
+    def forget(self) -> None:
+        """Drop the tokens: the encoder has changed."""
+        self._tokens = self._validation = self._material = None
+
+    def close(self) -> None:
+        """Remove what was on disk for this training only."""
+        self.forget()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def batches(self) -> PlainTokens:
+        """Return the un-augmented tokens with labels, to start neck and prototypes from."""
+        self._material = None  # made of an earlier neck
+        return PlainTokens(self.tokens(), self.data.labels, self.how.batch_size, self.device)
+
+    def outputs(self) -> CachedTokens:
+        """Return what a phase reads that leaves the encoder alone."""
+        if self._material is None:
+            self._material = CachedTokens(self.model, self.tokens(), self.device)
+        return self._material
+
+    def scores(self, store: TokenStore | None) -> CachedScores:
+        """Return what a phase reads that trains the head alone: one pass over all views, from tokens or pictures."""
+        outputs = plain_outputs(
+            self.model, self.plain, store, self.device, batch_size=self.how.batch_size,
+            workers=self.how.workers, views=self.how.views, augmented=self.drawn,
+        )  # fmt: skip
+        return CachedScores(self.model, (out for _, out in outputs), self.how.views)
+
+    @torch.no_grad()
+    def judge(self, method: Method, cases: Cases, store: TokenStore | None) -> dict[str, float]:
+        """Return loss, terms and accuracy on un-augmented cases."""
+        tally, labels = Tally(), torch.from_numpy(cases.labels.copy())
+        how = {"batch_size": self.how.batch_size, "workers": self.how.workers}
+        for part, out in plain_outputs(self.model, cases, store, self.device, **how):  # type: ignore[arg-type]
+            wanted = labels[part].to(self.device)
+            tally.add(minimised(method, out, wanted)[1], int((wanted >= 0).sum()))
+        return tally.means()
+
+    def _cache(self, cases: Cases, views: int) -> TokenStore:
+        if distributed.rank() > 0:
+            distributed.barrier()  # the first process writes, the others then find it
+        folder = self.folder
+        if folder is None and self._bytes(len(cases) * views) > BYTES_IN_MEMORY:
+            self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="protolearn-")
+            folder = Path(self._temporary.name)
+        store: TokenStore = token_cache(
+            self.model.encoder, cases, folder, views=views, batch_size=self.how.batch_size,
+            workers=self.how.workers, device=self.device, quiet=self.how.quiet or distributed.rank() > 0,
+        )  # fmt: skip
+        if distributed.rank() == 0:
+            distributed.barrier()
+        return store
+
+    def _bytes(self, cases: int) -> int:
+        return cases * layout(self.model, self.plain).values[0].numel() * 4
