@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.heads import resize_to
+from protolearn.core.updates import Mixture, merge_components
 from protolearn.structures import Source
 
 _ROWS = ("vectors", "ownership", "spread", "counts", "active", "banned", "ids")
@@ -217,14 +218,12 @@ class PrototypeBank(nn.Module):
         rows = self.rows(ids)
         if len(rows) < 2 or len(set(rows.tolist())) != len(rows):
             raise ValueError("merging takes at least two different prototypes")
-        counts = self.counts[rows]
-        weights = (counts if counts.sum() > 0 else torch.ones_like(counts)).unsqueeze(1)
-        weights = weights / weights.sum()
-        mean = (weights * self.vectors[rows]).sum(0)
+        counts, vectors = self.counts[rows], self.vectors[rows]
+        spread = torch.zeros_like(vectors) if self.spread is None else self.spread[rows]
+        one = merge_components(Mixture(vectors, spread, counts.log().to(vectors.dtype)), torch.zeros_like(rows))
+        self.vectors[rows[0]] = one.means[0]
         if self.spread is not None:
-            inner = self.spread[rows] + (self.vectors[rows] - mean).square()
-            self.spread[rows[0]] = (weights * inner).sum(0)
-        self.vectors[rows[0]] = mean
+            self.spread[rows[0]] = one.variances[0]
         self.ownership[rows[0]] = self.ownership[rows].amax(0)
         self.counts[rows[0]] = counts.sum()
         self.sources[int(rows[0])] = None
