@@ -122,7 +122,7 @@ def test_merging_keeps_the_moments_and_forgets_the_source() -> None:
     bank.sources = [source("a"), source("b"), source("c")]
     assert bank.merge([1, 0]) == 1
     assert bank.ids.tolist() == [1, 2]
-    assert bank.vectors.tolist() == [[2.0], [9.0]]
+    assert bank.vectors.flatten().tolist() == pytest.approx([2.0, 9.0])
     assert bank.spread is not None
     assert bank.spread[0].item() == pytest.approx(1 + (1 * 4 + 2 * 1) / 3)
     assert bank.counts.tolist() == [3.0, 5.0]
