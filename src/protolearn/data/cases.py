@@ -97,6 +97,7 @@ class Cases(Dataset[Batch], ABC):
         _refuse_repeats(self.classes, "class", name)
         self._rows = np.arange(len(self.ids))
         self._hashes: dict[int, str] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._places: dict[str, int] | None = None
         self._epoch = _shared(0)
 
@@ -119,8 +120,16 @@ class Cases(Dataset[Batch], ABC):
         """Return the SHA-256 of the decoded picture (size and RGB pixels), remembered after the first time."""
         row = int(self._rows[i])
         if row not in self._hashes:
-            self._hashes[row] = content_hash(self._read(row))
+            picture = self._read(row)
+            self._hashes[row], self._sizes[row] = content_hash(picture), picture.size
         return self._hashes[row]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Return width and height of the picture, remembered from when its content was hashed."""
+        row = int(self._rows[i])
+        if row not in self._sizes:
+            self._sizes[row] = self._read(row).size
+        return self._sizes[row]
 
     def fingerprint(self) -> str:
         """Return one SHA-256 over ids, pictures and labels in order; reads every picture the first time."""

@@ -92,7 +92,7 @@ def project(
     ownership = model.bank.ownership
     most = int((ownership > 0).sum(0).max()) if phase.rule != "any" else len(model.bank)
     k = most if phase.distinct or phase.rule == "group" else 1
-    nearest, accuracy = _search(model, cases, k, phase.rule, store, batch_size, workers, device)
+    nearest, accuracy, shape = _search(model, cases, k, phase.rule, store, batch_size, workers, device)
     column = torch.where(nearest.found[:, 0], 0, -1)
     if phase.rule == "group":
         owner = model.bank.owner().unsqueeze(1)
@@ -104,7 +104,7 @@ def project(
     column = column[rows]
     values = nearest.values[rows, column]
     chosen, positions = nearest.cases[rows, column].tolist(), nearest.positions[rows, column].tolist()
-    sources = make_sources(model, cases, chosen, positions, values.tolist())
+    sources = make_sources(model, cases, chosen, positions, values.tolist(), shape)
     model.bank.move(rows, nearest.vectors[rows, column], sources)
     stayed = torch.ones(len(model.bank), dtype=torch.bool, device=rows.device)
     stayed[rows] = False
@@ -154,15 +154,21 @@ def prune(model: PrototypeModel, cases: Cases, phase: Prune, **how: Any) -> list
 
 
 def make_sources(
-    model: PrototypeModel, cases: Cases, chosen: list[int], positions: list[int], values: list[float]
+    model: PrototypeModel,
+    cases: Cases,
+    chosen: list[int],
+    positions: list[int],
+    values: list[float],
+    shape: Tokens | None = None,
 ) -> list[Source]:
-    """Return the sources of tokens, given as case index and position."""
+    """Return the sources of tokens, given as case index and position; ``shape`` is the layout where it is known."""
     fingerprint = model.fingerprint()
-    shape = layout(model, cases)
-    sizes = {i: cases.picture(i).size for i in set(chosen)} if shape.grid is not None else {}
+    shape = layout(model, cases) if shape is None else shape
+    contents = {i: cases.content(i) for i in set(chosen)}  # first, since hashing a picture remembers its size
+    sizes = {i: cases.size(i) for i in contents} if shape.grid is not None else {}
     regions = [_region(model, shape, position, sizes.get(i)) for i, position in zip(chosen, positions, strict=True)]
     return [
-        Source(cases.ids[i], cases.content(i), position, region, value, fingerprint, int(cases.labels[i]))
+        Source(cases.ids[i], contents[i], position, region, value, fingerprint, int(cases.labels[i]))
         for i, position, region, value in zip(chosen, positions, regions, values, strict=True)
     ]
 
@@ -195,7 +201,8 @@ def _search(
     batch_size: int,
     workers: int,
     device: torch.device,
-) -> tuple[Nearest, float]:
+) -> tuple[Nearest, float, Tokens | None]:
+    """Return the nearest tokens, the accuracy on the way, and a layout of the tokens if any case came by."""
     if len(cases) == 0:
         raise DataError(f"{cases.name}: no case to search for prototypes")
     if rule == "group" and cases.groups is None:
@@ -206,17 +213,19 @@ def _search(
     labels = torch.from_numpy(np.array(cases.labels))
     search = NearestTokens(model.bank, model.measure, k, own_class=rule != "any")
     right = torch.zeros(2, dtype=torch.float64)
+    shape: Tokens | None = None
     how = {"batch_size": batch_size, "workers": workers, "shard": True}
     for part, out in plain_outputs(model, cases, store, device, **how):  # type: ignore[arg-type]
         assert out.tokens is not None
         _refuse_nan(out.tokens.values, cases, part)
+        shape = out.tokens
         y = labels[part].to(device)
         unit = None if units is None else torch.from_numpy(units)[part].to(device)
         search.update(out.tokens, y, part.to(device), unit)
         right += torch.tensor([float((out.logits.argmax(1) == y).sum()), float((y >= 0).sum())], dtype=torch.float64)
     search.merge(distributed.gather_nearest(search.result))
     right = distributed.sum_over_processes(right)
-    return search.result, float(right[0] / right[1].clamp_min(1))
+    return search.result, float(right[0] / right[1].clamp_min(1)), shape
 
 
 def _refuse_nan(values: Tensor, cases: Cases, part: Tensor) -> None:
