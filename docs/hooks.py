@@ -21,6 +21,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mkdocs.structure.files import File
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"^\{\{ (run|include|methods|settings|recipes|public)(?:: (.+?))? \}\}$", re.MULTILINE)
@@ -48,7 +55,7 @@ def fill(match: re.Match[str]) -> str:
     if what == "run":
         return f"``` {{ .text .wrap }}\n{command_output(argument).rstrip()}\n```"
     if what == "include":
-        return re.sub(r"\A# .*\n", "", (ROOT / argument).read_text(encoding="utf-8"))
+        return included(Path(argument))
     if what == "public":
         return public_table()
     if what == "settings":
@@ -56,6 +63,21 @@ def fill(match: re.Match[str]) -> str:
     if what == "recipes":
         return recipe_tables(argument)
     return method_table(json.loads(command_output("protolearn methods --json")))
+
+
+def included(path: Path) -> str:
+    """Return a file without its heading, its links to files beside it made links from the top of the site."""
+    text = re.sub(r"\A# .*\n", "", (ROOT / path).read_text(encoding="utf-8"))
+    return re.sub(r"\]\((?![a-z]+:|#|/)([^)]+)\)", lambda found: f"]({(path.parent / found[1]).as_posix()})", text)
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: object) -> Files:
+    """Add receipts and their pages to the site, so that results and benchmarks can link to them; called by mkdocs."""
+    for folder in ("results", "benchmarks"):
+        for path in sorted((ROOT / folder).glob("*")):
+            if path.suffix in {".md", ".json", ".csv", ".png", ".svg", ".py"} and path.name != "README.md":
+                files.append(File.generated(config, f"{folder}/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def method_table(methods: list[dict[str, str]]) -> str:
