@@ -41,7 +41,7 @@ def run_predict(args: Any) -> int:
     if args.out is None:
         say(table.rstrip("\n"))
         return 0
-    from protolearn.explain.report import write_text
+    from protolearn.explain.page import write_text
     from protolearn.training.folder import plain
 
     if args.json or args.out.endswith(".json"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from protolearn.explain.draw import Painter, explanation_picture
 from protolearn.explain.explain import contrast, explain, explain_each, explanation_dict, write_explanations
 from protolearn.explain.passes import PictureList
-from protolearn.explain.report import explanation_html, explanation_json, report, save_explanation
+from protolearn.explain.report import report
+from protolearn.explain.single import explanation_html, explanation_json, save_explanation
 
 __all__ = [
     "Painter",

@@ -197,3 +197,14 @@ def share(value: float) -> str:
     if 0.995 <= value < 1:
         return "> 0.99"
     return "< 0.01" if 0 < value < 0.005 else f"{value:.2f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a share as percent, a dash where there is none.
+
+    Examples
+    --------
+    >>> percent(0.8731), percent(None)
+    ('87.3 %', '–')
+    """
+    return "–" if value is None else f"{100 * value:.{digits}f} %"

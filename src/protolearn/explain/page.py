@@ -17,6 +17,7 @@ from PIL import Image
 
 from protolearn.explain.draw import Painter, View, summands
 from protolearn.explain.lettering import number, share, signed
+from protolearn.explain.passes import whole_file
 from protolearn.structures import Explanation, LedgerRow
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -62,6 +63,13 @@ def page(title: str, body: str) -> str:
         '<link rel="icon" href="data:,">'
         f"<title>{text(title)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
+
+
+def write_text(path: str | Path, content: str) -> Path:
+    """Write a file whole or not at all."""
+    with whole_file(path, "the page") as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    return Path(path)
 
 
 def section(key: str, title: str, *parts: str) -> str:
@@ -125,6 +133,18 @@ def pair(view: View, what: str, *, close_first: bool, side: int = 168) -> str:
 def whole(picture: Image.Image, alt: str, side: int) -> str:
     """Return a picture without marks."""
     return image(View(picture).thumbnail(side), alt, lossless=max(picture.size) <= 64, cls="photo")
+
+
+def how_to_read() -> str:
+    """Return how an explained prediction is read."""
+    return (
+        "<p>Each row says: <em>this part of this picture</em> looks like <em>that part of a training picture</em>. "
+        "How similar the two are, times the weight the class gives the prototype, is the contribution; all "
+        "contributions (and the bias, where there is one) add up to the class score, the logit. The yellow outline "
+        "is the cell that was compared, the glow the prototype's similarity over the whole picture. "
+        '<span class="plus">Blue, plus, solid</span> speaks for the class; '
+        '<span class="minus">orange, minus, hatched or dashed</span> against it.</p>'
+    )
 
 
 def explained_prediction(

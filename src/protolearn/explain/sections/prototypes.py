@@ -1,0 +1,126 @@
+"""What a report shows of each prototype: its source, its nearest cases, its weights, what is odd about it."""
+
+from __future__ import annotations
+
+from protolearn.core.measures import Distance
+from protolearn.explain.draw import View, index_of
+from protolearn.explain.explain import weight_table
+from protolearn.explain.gathered import NEIGHBOURS, Gathered, plain_view
+from protolearn.explain.lettering import number, signed
+from protolearn.explain.page import image, pair, short, text
+
+
+def prototypes(known: Gathered) -> str:
+    """Return the prototypes chosen, class by class."""
+    order = known.chosen
+    if not order:
+        return "<p>No prototype is shown.</p>" if len(known.bank) else ""
+    parts = [
+        "<p>Each prototype with the training picture it comes from, and "
+        + (
+            f"the {NEIGHBOURS} other training cases nearest to it, nearest first. A dashed frame marks a "
+            "neighbour of another class."
+            if known.found.nearest is not None
+            else "its weights. Without the training cases its neighbours cannot be shown."
+        )
+        + " “In charge”: in how many "
+        + ("training" if known.train is not None else "test")
+        + " cases it made the largest contribution to the prediction.</p>"
+    ]
+    if len(order) < len(known.bank):
+        parts.append(
+            f'<p class="notice calm">{len(order)} of {len(known.bank)} prototypes are shown, those most in charge '
+            "of each class.</p>"
+        )
+    owners = known.bank.owner().tolist()
+    groups: dict[int, list[int]] = {}
+    for row in order:
+        groups.setdefault(owners[row], []).append(row)
+    for owner in sorted(groups, key=lambda o: (o < 0, o)):
+        name = short(known.names[owner], 80) if owner >= 0 else "of no single class"
+        cards = "".join(_card(known, row) for row in groups[owner])
+        parts.append(f'<h3>{name}</h3><div class="protos">{cards}</div>')
+    return "".join(parts)
+
+
+def _card(known: Gathered, row: int) -> str:
+    key, source = int(known.bank.ids[row]), known.bank.sources[row]
+    use = known.found.use
+    view, why = plain_view(known.painter, source)
+    if view is None:
+        shown = f'<div class="absent">{text(why)}</div>'
+    else:
+        assert source is not None
+        shown = pair(view, f"training case {source.case}, source of prototype {key}", close_first=True, side=140)
+    origin = f"from {short(source.case, 44)}" if source is not None else text(why)
+    if source is not None and why:
+        origin += f"<br>{text(why)}"
+    numbers = ""
+    if use.cases:
+        numbers = (
+            f"<br>evidence: mean {number(float(use.mean[row]))}, highest {number(float(use.highest[row]))}"
+            f"<br>in charge of {int(use.leading[row])} of {use.cases} cases"
+        )
+    told = f'<div><h4 id="p{key}">Prototype {key}</h4><div class="small soft">{origin}{numbers}</div></div>'
+    flags = "".join(f"<li>{text(words)}</li>" for words in known.troubles.get(key, []))
+    listed = f'<ul class="flags">{flags}</ul>' if flags else ""
+    body = f"{_near(known, row)}{_weights(known, row)}{listed}"
+    return f'<article class="proto"><div class="head">{shown}{told}</div>{body}</article>'
+
+
+def _near(known: Gathered, row: int) -> str:
+    nearest = known.found.nearest
+    if nearest is None or known.train is None:
+        return ""
+    source = known.bank.sources[row]
+    own = None if source is None else index_of(known.train, source.case)
+    items: list[str] = []
+    for k in range(nearest.cases.shape[1]):
+        i, label = int(nearest.cases[row, k]), int(nearest.labels[row, k])
+        if i < 0 or i == own or len(items) >= NEIGHBOURS:
+            continue
+        picture = known.train.picture(i)
+        box = (
+            known.found.cells.box(int(nearest.positions[row, k]), picture.size)
+            if known.found.cells is not None
+            else None
+        )
+        name = known.names[label] if label >= 0 else "unlabelled"
+        other = (
+            label >= 0
+            and bool((known.bank.ownership[row] > 0).any())
+            and not bool(known.bank.ownership[row, label] > 0)
+        )
+        value = float(nearest.values[row, k])
+        what = "distance" if isinstance(known.model.measure, Distance) else "similarity"
+        thumb = image(
+            View(picture, box, supports=not other).thumbnail(114),
+            f"training case {known.train.ids[i]} of class {name}, {what} {_tidy(value)}",
+            lossless=max(picture.size) <= 64,
+        )
+        kind, sign = (' class="other"', "✗ ") if other else ("", "")
+        items.append(f"<li{kind}>{thumb}{sign}{short(name, 18)}<br>{_tidy(value)}</li>")
+    return f'<ol class="near">{"".join(items)}</ol>' if items else ""
+
+
+def _weights(known: Gathered, row: int) -> str:
+    weight = weight_table(known.model)
+    if weight is None:
+        return ""
+    column = weight[:, row].double().cpu()
+    order = column.abs().argsort(descending=True, stable=True).tolist()
+    owner = int(known.bank.owner()[row])
+    shown = [c for c in order if c == owner] + [c for c in order if c != owner]
+    shown = shown[:5]
+    listed = ""
+    for c in shown:
+        sign = "plus" if column[c] >= 0 else "minus"
+        listed += f'<li>{short(known.names[c], 30)} <b class="{sign}">{signed(float(column[c]))}</b></li>'
+    rest = f"<li>and {len(order) - len(shown)} nearer to 0</li>" if len(order) > len(shown) else ""
+    return f'<ul class="weights"><li>Weight for</li>{listed}{rest}</ul>'
+
+
+def _tidy(value: float) -> str:
+    if 0 < abs(value) < 0.0005:
+        return "< 0.001"
+    return number(value, 3) if abs(value) < 10 else number(value, 1)
