@@ -120,6 +120,10 @@ def test_bags_of_tokens(data: tuple[np.ndarray, np.ndarray]) -> None:
     classifier = PrototypeClassifier(settings=PICTURES, random_state=0).fit(X, y)
     assert classifier.n_features_in_ == 8
     assert classifier.predict(X).shape == (200,)
+    explanation = classifier.explain(X[:1])[0]
+    assert explanation.total == pytest.approx(classifier.decision_function(X[:1]).max(), rel=1e-4)
+    assert all(row.region is None for row in explanation.rows)
+    assert {row.position for row in explanation.rows} <= set(range(8))
 
 
 def test_pictures_paths_and_cases(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ class Cases(Dataset[Batch], ABC):
     classes: tuple[str, ...]
     groups: tuple[str, ...] | None
     splits: tuple[str, ...] | None
+    pictured: bool = True  # False where a case is numbers and ``picture`` has nothing to return
 
     def __init__(
         self,

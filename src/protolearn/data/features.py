@@ -20,6 +20,8 @@ from protolearn.structures import Batch
 class FeatureCases(Cases):
     """Cases that are rows of an array of features; see :func:`features`."""
 
+    pictured = False
+
     def __init__(self, values: np.ndarray, **fields: Any) -> None:
         super().__init__(**fields)
         self._values = values

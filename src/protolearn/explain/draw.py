@@ -1,8 +1,8 @@
 """Pictures of an explanation: this part of this case looks like that part of that training case. Pillow only.
 
-A matched cell is outlined in bright yellow between two black lines, so that it stands out on any picture; the soft glow
-is the prototype's similarity map. What speaks for a class is blue, has a plus sign and a solid bar and outline; what
-speaks against it is orange, has a minus sign, a hatched bar and a dashed outline.
+A matched place is outlined in bright yellow between two black lines, so that it stands out on any picture; the soft
+glow is the prototype's similarity map. What speaks for a class is blue, has a plus sign and a solid bar and outline;
+what speaks against it is orange, has a minus sign, a hatched bar and a dashed outline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from protolearn.core.model import PrototypeModel
 from protolearn.explain.lettering import lettering, number, share, signed
-from protolearn.explain.passes import CaseList, device_of, evaluating
+from protolearn.explain.passes import CaseList, device_of, evaluating, picture_of
 from protolearn.explain.regions import percentile_boxes, to_original, upsample
 from protolearn.structures import Box, Explanation, LedgerRow, Source, Tokens
 
@@ -31,6 +31,7 @@ GLOW = (255, 196, 0)
 NO_CASE = "no training case behind it"
 NOT_AT_HAND = "its training case is not at hand"
 CHANGED = "its training case has changed since"
+NO_PICTURE = "its training case is numbers, not a picture"
 
 SourcePictures = CaseList | Callable[[Source], Image.Image | None]
 """Where the pictures behind prototypes come from: the training cases, or a function."""
@@ -161,7 +162,8 @@ class Painter:
     sources : Cases or callable, optional
         The training cases, or a function from a ``Source`` to its picture (None where it has none).
     region : {"cell", "percentile"}
-        What is outlined: the cell that was compared, or the bounding rectangle of the map's hottest five percent.
+        What is outlined: the place that was compared (the token's cell, or the window of cells it stands for), or the
+        bounding rectangle of the map's hottest five percent.
     """
 
     def __init__(self, model: PrototypeModel, sources: SourcePictures | None = None, *, region: str = "cell") -> None:
@@ -194,7 +196,8 @@ class Painter:
         content = getattr(self.sources, "content", None)
         if content is not None and content(at) != source.content:
             return None, CHANGED
-        return self.sources.picture(at), ""
+        picture = picture_of(self.sources, at)
+        return (picture, "") if picture is not None else (None, NO_PICTURE)
 
     def case_view(self, picture: Image.Image, case: str, row: LedgerRow) -> View:
         """Return a case with the region where the prototype of a row matched."""
@@ -451,9 +454,9 @@ class _Card:
             y += 54
         y += 8
         for line in (
-            "Outlined: the cell that was compared.",
+            "Outlined: the place that was compared.",
             "Glow: the prototype's similarity map, upsampled.",
-            "A cell's features see beyond its outline.",
+            "Its features see beyond the outline.",
             "Solid, +: speaks for the class.",
             "Dashed or hatched, −: speaks against it.",
         ):

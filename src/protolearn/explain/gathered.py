@@ -9,8 +9,8 @@ from typing import Any
 from protolearn.audit.classification import ClassificationResult
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.model import PrototypeModel
-from protolearn.explain.draw import Painter, View
-from protolearn.explain.passes import CaseList
+from protolearn.explain.draw import NO_PICTURE, Painter, View
+from protolearn.explain.passes import CaseList, pictured
 from protolearn.explain.survey import Survey, explained, telling
 from protolearn.structures import Explanation, Source
 
@@ -81,6 +81,11 @@ class Gathered:
     def judged(self) -> ClassificationResult | None:
         """The scores the model is judged by."""
         return self.found.scored
+
+    @property
+    def pictured(self) -> bool:
+        """Whether there are pictures to show, or only numbers."""
+        return all(pictured(cases) for cases in (self.train, self.cases) if cases is not None)
 
     @property
     def method_name(self) -> str:
@@ -180,7 +185,7 @@ def _troubles(bank: PrototypeBank, found: Survey, painter: Painter) -> dict[int,
             told.setdefault(key, []).append("No training case behind it: it was never projected, or was merged.")
         elif usable and painter.sources is not None:
             doubt = painter.source_picture(source)[1]
-            if doubt:
+            if doubt and doubt != NO_PICTURE:
                 told.setdefault(key, []).append(f"Source in doubt: {doubt}.")
     return dict(sorted(told.items()))
 

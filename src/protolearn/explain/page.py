@@ -15,12 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from protolearn.explain.draw import Painter, View, summands
+from protolearn.explain.draw import NO_PICTURE, Painter, View, summands
 from protolearn.explain.lettering import number, share, signed
 from protolearn.explain.passes import whole_file
 from protolearn.structures import Explanation, LedgerRow
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+NUMBERS = "The cases are numbers, not pictures, so nothing is drawn: a part is named by its token, counted from 0. "
 
 
 def text(value: Any) -> str:
@@ -135,13 +136,18 @@ def whole(picture: Image.Image, alt: str, side: int) -> str:
     return image(View(picture).thumbnail(side), alt, lossless=max(picture.size) <= 64, cls="photo")
 
 
-def how_to_read() -> str:
+def how_to_read(pictured: bool = True) -> str:
     """Return how an explained prediction is read."""
+    noun = "picture" if pictured else "case"
+    marks = (
+        "The yellow outline is the place that was compared, "
+        "the glow the prototype's similarity over the whole picture. "
+    )
     return (
-        "<p>Each row says: <em>this part of this picture</em> looks like <em>that part of a training picture</em>. "
+        f"<p>Each row says: <em>this part of this {noun}</em> looks like <em>that part of a training {noun}</em>. "
         "How similar the two are, times the weight the class gives the prototype, is the contribution; all "
-        "contributions (and the bias, where there is one) add up to the class score, the logit. The yellow outline "
-        "is the cell that was compared, the glow the prototype's similarity over the whole picture. "
+        "contributions (and the bias, where there is one) add up to the class score, the logit. "
+        f"{marks if pictured else NUMBERS}"
         '<span class="plus">Blue, plus, solid</span> speaks for the class; '
         '<span class="minus">orange, minus, hatched or dashed</span> against it.</p>'
     )
@@ -149,7 +155,7 @@ def how_to_read() -> str:
 
 def explained_prediction(
     painter: Painter,
-    picture: Image.Image,
+    picture: Image.Image | None,
     explanation: Explanation,
     runner_up: Explanation | None = None,
     *,
@@ -162,7 +168,7 @@ def explained_prediction(
     arguments = [e, *([runner_up] if runner_up is not None else [])]
     every = [row for argument in arguments for row in argument.rows]
     scale = max((abs(row.contribution) for row in every if math.isfinite(row.contribution)), default=1.0) or 1.0
-    left = [whole(picture, f"the case {e.case}", 400)]
+    left = [] if picture is None else [whole(picture, f"the case {e.case}", 400)]
     left.append(f'<p class="verdict">Looks like {short(names[e.predicted])}</p>')
     known = ""
     if e.label is not None:
@@ -186,12 +192,15 @@ def explained_prediction(
     return f'<article class="why"><div>{"".join(left)}</div><div>{"".join(right)}</div></article>'
 
 
-def _argument(painter: Painter, picture: Image.Image, e: Explanation, most: int, scale: float, heading: str) -> str:
+def _argument(
+    painter: Painter, picture: Image.Image | None, e: Explanation, most: int, scale: float, heading: str
+) -> str:
     rows = e.top(most)
     body = "".join(_row(painter, picture, e, row, scale) for row in rows)
+    noun = "case" if picture is None else "picture"
     head = (
-        '<thead><tr role="row"><th scope="col">this part of the picture</th><th scope="col">that part of a training '
-        'picture</th><th scope="col">similarity × weight = contribution</th></tr></thead>'
+        f'<thead><tr role="row"><th scope="col">this part of the {noun}</th><th scope="col">that part of a training '
+        f'{noun}</th><th scope="col">similarity × weight = contribution</th></tr></thead>'
     )
     ledger = f'<table class="ledger" role="table">{head}<tbody role="rowgroup">{body}</tbody></table>' if rows else ""
     parts = [
@@ -201,13 +210,14 @@ def _argument(painter: Painter, picture: Image.Image, e: Explanation, most: int,
     return f"<h4>{text(heading)}</h4>{ledger}<p class='sum'>{' '.join(parts)} = <b>logit {number(e.logit)}</b></p>"
 
 
-def _row(painter: Painter, picture: Image.Image, e: Explanation, row: LedgerRow, scale: float) -> str:
+def _row(painter: Painter, picture: Image.Image | None, e: Explanation, row: LedgerRow, scale: float) -> str:
     names = painter.model.classes
-    here = painter.case_view(picture, e.case, row)
     there, why = painter.source_view(row)
     owner = "of no single class" if row.owner is None else f"class {names[row.owner]}"
     source = row.source.case if row.source is not None else ""
-    if there is None:
+    if row.source is not None and why == NO_PICTURE:
+        like, why = f'<div class="absent">token {row.source.position}</div>', ""
+    elif there is None:
         like = f'<div class="absent">{text(why)}</div>'
     else:
         like = pair(there, f"training case {source}, source of prototype {row.prototype}", close_first=True)
@@ -217,7 +227,11 @@ def _row(painter: Painter, picture: Image.Image, e: Explanation, row: LedgerRow,
         f'<div class="soft small">prototype {row.prototype}, {short(owner, 34)}<br>'
         f"{text(why) if why else f'from {short(source, 40)}'}</div>"
     )
-    what = pair(here, f"case {e.case} where prototype {row.prototype} matched", close_first=False)
+    if picture is None:
+        what = f'<div class="absent">token {row.position}</div>'
+    else:
+        here = painter.case_view(picture, e.case, row)
+        what = pair(here, f"case {e.case} where prototype {row.prototype} matched", close_first=False)
     return (
         f'<tr role="row"><td role="cell" class="looks">{what}</td><td role="cell" class="like">{like}</td>'
         f'<td role="cell" class="told">{told}</td></tr>'

@@ -74,6 +74,16 @@ class PictureList:
         return self.pictures[i].convert("RGB")
 
 
+def pictured(cases: CaseList) -> bool:
+    """Say whether cases have pictures; features have none."""
+    return bool(getattr(cases, "pictured", hasattr(cases, "picture")))
+
+
+def picture_of(cases: CaseList, i: int) -> Image.Image | None:
+    """Return the picture of a case, None where cases have none."""
+    return cases.picture(i) if pictured(cases) else None
+
+
 class Seen(NamedTuple):
     """A batch as it went through the model."""
 
@@ -82,7 +92,7 @@ class Seen(NamedTuple):
     labels: Tensor
     """``(B,)`` in the model's classes, -1 = unlabelled, on the model's device."""
     sizes: list[tuple[int, int] | None]
-    """``(width, height)`` of the original pictures."""
+    """``(width, height)`` of the original pictures, None where cases have none."""
     output: Output
 
 
@@ -142,12 +152,12 @@ class _Views(Dataset[Any]):
 
     def __getitem__(self, k: int) -> tuple[int, Tensor, tuple[int, int] | None]:
         i = self.chosen[k]
-        if self.preprocess is None or not hasattr(self.cases, "picture"):
-            sample = self.cases[i]  # type: ignore[index]
-            size = self.cases.picture(i).size if hasattr(self.cases, "picture") else None
-            return i, sample[0], size
-        picture = self.cases.picture(i)
-        return i, self.preprocess(picture), picture.size
+        if self.preprocess is not None and hasattr(self.cases, "picture"):
+            picture = self.cases.picture(i)  # cases that hold none say so: this model reads pictures
+            return i, self.preprocess(picture), picture.size
+        shown = picture_of(self.cases, i)
+        sample = self.cases[i]  # type: ignore[index]
+        return i, sample[0], None if shown is None else shown.size
 
 
 def _collate(samples: list[tuple[int, Tensor, tuple[int, int] | None]]) -> tuple[list[int], Tensor, list[Any]]:

@@ -10,7 +10,7 @@ from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, gather
 from protolearn.explain.lettering import number, percent
-from protolearn.explain.page import page, section, short, text, write_text
+from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
@@ -110,9 +110,12 @@ def _document(known: Gathered) -> str:
 def _summary(known: Gathered) -> str:
     usable, classes = int(known.bank.usable.sum()), len(known.names)
     kinds = f"{classes} classes" if classes != 1 else "one class"
+    numbers = "" if known.pictured else f'<p class="notice calm">{NUMBERS}</p>'
+    each = "a part of a picture it knows" if known.pictured else "a case it knows, or a token of one"
     return (
-        f'<p class="soft">It tells {kinds} apart by {usable} prototypes, each a part of a picture it knows. '
+        f'<p class="soft">It tells {kinds} apart by {usable} prototypes, each {each}. '
         "This page shows what they are, how good the result is, and where to be careful.</p>"
+        f"{numbers}"
     )
 
 

@@ -11,7 +11,7 @@ from protolearn.errors import UsageError
 from protolearn.explain.draw import Painter, SourcePictures, explanation_picture
 from protolearn.explain.explain import contrast, explanation_dict
 from protolearn.explain.page import explained_prediction, how_to_read, page, write_text
-from protolearn.explain.passes import CaseList, whole_file
+from protolearn.explain.passes import CaseList, picture_of, pictured, whole_file
 from protolearn.structures import Explanation
 
 
@@ -38,20 +38,22 @@ def save_explanation(
     most : int
         Rows shown.
     region : {"cell", "percentile"}
-        What is outlined in pictures: the compared cell, or the hottest five percent's bounding rectangle.
+        What is outlined in pictures: the compared place, or the hottest five percent's bounding rectangle.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".png", ".html", ".json"):
         raise UsageError(f"an explanation is written as .png, .html or .json, got {path.name!r}")
+    if suffix == ".png" and not pictured(cases):
+        raise UsageError("features cannot be drawn: write their explanation as .html or .json")
     explanation, runner_up = contrast(model, cases, [index])[0]
     if suffix == ".json":
         return write_text(path, explanation_json(model, explanation, runner_up))
     painter = Painter(model, sources, region=region)
-    picture = cases.picture(index)
     if suffix == ".html":
+        picture = picture_of(cases, index)
         return write_text(path, explanation_html(painter, picture, explanation, runner_up, most=most))
-    drawn = explanation_picture(painter, picture, explanation, runner_up, most=most)
+    drawn = explanation_picture(painter, cases.picture(index), explanation, runner_up, most=most)
     with whole_file(path, "the picture") as temporary:
         drawn.save(temporary, "PNG")
     return path
@@ -60,11 +62,12 @@ def save_explanation(
 def explanation_html(
     painter: Painter, picture: Any, explanation: Explanation, runner_up: Explanation | None = None, *, most: int = 5
 ) -> str:
-    """Return one explained prediction as a whole HTML page."""
+    """Return one explained prediction as a whole HTML page; ``picture`` is None where the case has none."""
     names = painter.model.classes
     title = f"Looks like {names[explanation.predicted]}: {explanation.case}"
     told = explained_prediction(painter, picture, explanation, runner_up, most=most)
-    body = f"<header><div><h1>Why this prediction?</h1>{how_to_read()}</div></header><main>{told}</main>"
+    top = f"<h1>Why this prediction?</h1>{how_to_read(picture is not None)}"
+    body = f"<header><div>{top}</div></header><main>{told}</main>"
     return page(title, body)
 
 

@@ -171,7 +171,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     def explain(self, X: Any, target: int | str = "predicted") -> list[Explanation]:
         """Return for each case why it got its label: prototypes by contribution, summing to the logit."""
         check_is_fitted(self, "model_")
-        return explain(self.model_, _shown(self._cases(X, None)[0]), target=target, batch_size=self.batch_size)
+        return explain(self.model_, self._cases(X, None)[0], target=target, batch_size=self.batch_size)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model as a folder; :meth:`load` makes a classifier of it again."""
@@ -285,29 +285,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         cases, _ = self._cases(X, None)
         rows = [
             getattr(batch.output, what).float().cpu().numpy()
-            for batch in run_over(self.model_, _shown(cases), batch_size=self.batch_size)
+            for batch in run_over(self.model_, cases, batch_size=self.batch_size)
         ]
         width = len(self.model_.classes) if what == "logits" else len(self.model_.bank)
         return np.concatenate(rows) if rows else np.zeros((0, width), dtype=np.float32)
-
-
-class _Numbers:
-    """Cases without pictures, for what asks whether there are any."""
-
-    def __init__(self, cases: Cases) -> None:
-        self.cases, self.ids, self.labels, self.classes, self.name = (
-            cases, cases.ids, cases.labels, cases.classes, cases.name,
-        )  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.cases[i]
-
-
-def _shown(cases: Cases) -> Any:
-    return _Numbers(cases) if hasattr(cases, "_values") else cases
 
 
 def _codes(y: Any, classes: Sequence[str]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protolearn.explain.gathered import Gathered
 from protolearn.explain.page import explained_prediction, how_to_read, short, table, text
+from protolearn.explain.passes import picture_of
 
 
 def example(known: Gathered) -> str:
@@ -12,7 +13,9 @@ def example(known: Gathered) -> str:
     if not chosen or known.cases is None:
         return "<p>There is no case to explain.</p>"
     i, explanation, runner_up = chosen[0]
-    return how_to_read() + explained_prediction(known.painter, known.cases.picture(i), explanation, runner_up, most=3)
+    return how_to_read(known.pictured) + explained_prediction(
+        known.painter, picture_of(known.cases, i), explanation, runner_up, most=3
+    )
 
 
 def predictions(known: Gathered) -> str:
@@ -30,7 +33,7 @@ def predictions(known: Gathered) -> str:
     ):
         if not entries:
             continue
-        shown = "".join(explained_prediction(known.painter, known.cases.picture(i), e, r) for i, e, r in entries)
+        shown = "".join(explained_prediction(known.painter, picture_of(known.cases, i), e, r) for i, e, r in entries)
         parts.append(f"<h3>{heading}</h3>{f'<p>{words}</p>' if words else ''}{shown}")
     if labelled and not wrong:
         parts.append("<p>No prediction was wrong.</p>")
@@ -73,14 +76,21 @@ def limits(known: Gathered) -> str:
             "and more within a class. Cases of one patient, photographer or place on both sides of a split would "
             "make it look better than it is; this page cannot see that.</li>"
         )
-    return (
-        "<ul>"
-        "<li>An outlined cell is where the features were compared, not all they saw: deep features draw on pixels "
-        "far beyond their cell (the receptive field).</li>"
+    seen = (
+        "<li>An outlined place is where the features were compared, not all they saw: deep features draw on pixels "
+        "far beyond it (the receptive field).</li>"
         "<li>A glow is a coarse map of a few cells, enlarged smoothly. Its fine edges are not information.</li>"
-        "<li>The arithmetic is exact: contributions add up to the score. That two regions are similar <em>to the "
-        "model</em> does not say in which respect (colour, shape, background); compare the pictures yourself.</li>"
+    )
+    alike = (
+        "That two regions are similar <em>to the model</em> does not say in which respect (colour, shape, background); "
+        "compare the pictures yourself.</li>"
         "<li>Similar background counts like similar objects. Look whether outlines lie on what should matter.</li>"
+    )
+    numbers = "That two tokens are similar <em>to the model</em> does not say in which respect.</li>"
+    return (
+        f"<ul>{seen if known.pictured else ''}"
+        "<li>The arithmetic is exact: contributions add up to the score. "
+        f"{alike if known.pictured else numbers}"
         "<li>What matters for one prediction is shown for a few cases, chosen by how sure the model was, not at "
         "random.</li>"
         f"{small}</ul>"

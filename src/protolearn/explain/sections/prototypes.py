@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from protolearn.core.measures import Distance
-from protolearn.explain.draw import View, index_of
+from protolearn.explain.draw import NO_PICTURE, View, index_of
 from protolearn.explain.explain import weight_table
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, plain_view
 from protolearn.explain.lettering import number, signed
 from protolearn.explain.page import image, pair, short, text
+from protolearn.explain.passes import picture_of
 
 
 def prototypes(known: Gathered) -> str:
@@ -16,10 +17,10 @@ def prototypes(known: Gathered) -> str:
     if not order:
         return "<p>No prototype is shown.</p>" if len(known.bank) else ""
     parts = [
-        "<p>Each prototype with the training picture it comes from, and "
+        f"<p>Each prototype with the training {'picture' if known.pictured else 'case'} it comes from, and "
         + (
-            f"the {NEIGHBOURS} other training cases nearest to it, nearest first. A dashed frame marks a "
-            "neighbour of another class."
+            f"the {NEIGHBOURS} other training cases nearest to it, nearest first. "
+            f"{'A dashed frame' if known.pictured else 'A cross'} marks a neighbour of another class."
             if known.found.nearest is not None
             else "its weights. Without the training cases its neighbours cannot be shown."
         )
@@ -47,7 +48,9 @@ def _card(known: Gathered, row: int) -> str:
     key, source = int(known.bank.ids[row]), known.bank.sources[row]
     use = known.found.use
     view, why = plain_view(known.painter, source)
-    if view is None:
+    if source is not None and why == NO_PICTURE:
+        shown, why = f'<div class="absent">token {source.position}</div>', ""
+    elif view is None:
         shown = f'<div class="absent">{text(why)}</div>'
     else:
         assert source is not None
@@ -79,25 +82,25 @@ def _near(known: Gathered, row: int) -> str:
         i, label = int(nearest.cases[row, k]), int(nearest.labels[row, k])
         if i < 0 or i == own or len(items) >= NEIGHBOURS:
             continue
-        picture = known.train.picture(i)
-        box = (
-            known.found.cells.box(int(nearest.positions[row, k]), picture.size)
-            if known.found.cells is not None
-            else None
-        )
         name = known.names[label] if label >= 0 else "unlabelled"
         other = (
             label >= 0
             and bool((known.bank.ownership[row] > 0).any())
             and not bool(known.bank.ownership[row, label] > 0)
         )
-        value = float(nearest.values[row, k])
+        value, position = float(nearest.values[row, k]), int(nearest.positions[row, k])
         what = "distance" if isinstance(known.model.measure, Distance) else "similarity"
-        thumb = image(
-            View(picture, box, supports=not other).thumbnail(114),
-            f"training case {known.train.ids[i]} of class {name}, {what} {_tidy(value)}",
-            lossless=max(picture.size) <= 64,
-        )
+        case = str(known.train.ids[i])
+        picture = picture_of(known.train, i)
+        if picture is None:
+            thumb = f"{short(case, 24)}<br>"
+        else:
+            box = None if known.found.cells is None else known.found.cells.box(position, picture.size)
+            thumb = image(
+                View(picture, box, supports=not other).thumbnail(114),
+                f"training case {case} of class {name}, {what} {_tidy(value)}",
+                lossless=max(picture.size) <= 64,
+            )
         kind, sign = (' class="other"', "✗ ") if other else ("", "")
         items.append(f"<li{kind}>{thumb}{sign}{short(name, 18)}<br>{_tidy(value)}</li>")
     return f'<ol class="near">{"".join(items)}</ol>' if items else ""
