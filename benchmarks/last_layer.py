@@ -34,7 +34,7 @@ def run(plan: Plan) -> Iterator[Row]:
         material, run = outputs(), start_run(judged, phase)
         for _ in range(epochs):
             tensor_epoch(
-                judged, method(), phase, run, material, data.labels, seed=0, batch_size=BATCH, clip=None, kept=""
+                judged, method(), phase, run, material, data.labels, seed=0, batch_size=BATCH, clip=None
             )
             run.epochs += 1
 

@@ -134,7 +134,7 @@ def run(fold: Fold, candidate: dict[str, Any], seed: int) -> dict[str, float]:
         linear.weight *= gain / 0.5
     model.neck = torch.nn.Sequential(linear)
     labels, truth = torch.from_numpy(fold.labels), fold.cache.labels[fold.held]
-    how = {"seed": seed, "batch_size": BATCH, "clip": None, "kept": ""}
+    how = {"seed": seed, "batch_size": BATCH, "clip": None}
     runs: dict[str, Run] = {}
     found: dict[str, float] = {}
     for phase in method.phases():

@@ -243,6 +243,10 @@ def make(settings: dict[str, Any]) -> Encoder:
             raise UsageError("the encoder 'small' has no pretrained weights: leave --weights out, or name a network")
         side = settings["size"]
         return SmallEncoder(seed=settings["seed"], **({} if side is None else {"size": side}))
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise UsageError(f"no encoder is called {name!r}: {nearest_names(name, ['small', *timm.list_models()])}")
     layer = settings["layer"]
     return ImageEncoder(
         name, weights=weights, layer=[part.strip() for part in layer.split(",")] if "," in layer else layer,

@@ -86,7 +86,7 @@ class PhaseModule(L.LightningModule):
         own, weight = self.shards.weight(step)
         labels = batch.labels if own else torch.full_like(batch.labels, -1)
         loss, values = minimised(self.method, self.model(batch.inputs), labels)
-        refuse_nonfinite(values, self.phase.name, self.run.epochs, self.how["kept"])
+        refuse_nonfinite(values, self.phase.name, self.run.epochs)
         self.tally.add(values, own)
         self.log("loss", loss, prog_bar=True, logger=False)
         return loss * weight

@@ -14,7 +14,7 @@ from typing import Any
 from protolearn.core.method import Phase
 from protolearn.core.model import PrototypeModel
 from protolearn.training import distributed
-from protolearn.training.checkpoint import Progress, clear_checkpoint, load_checkpoint, save_checkpoint
+from protolearn.training.checkpoint import NAME, Progress, clear_checkpoint, load_checkpoint, save_checkpoint
 
 CHECKPOINT_SECONDS = 10.0
 """How much work a kill may cost, at most one epoch more."""
@@ -40,11 +40,6 @@ class Record:
     def __init__(self, directory: Path | None, digest: str, *, tensorboard: bool) -> None:
         self.directory, self.digest, self.tensorboard = directory, digest, tensorboard
         self.progress = Progress()
-        self.kept = (
-            "no directory was given, so nothing is kept"
-            if directory is None
-            else f"the last good state is in {directory}"
-        )
         self._saved = time.monotonic()
         self._logger: Any = None
         self._logged = 0
@@ -57,6 +52,14 @@ class Record:
             clear_checkpoint(self.directory)
         distributed.barrier()
         self.progress = load_checkpoint(self.directory, model, self.digest, phases) or self.progress
+
+    def kept(self) -> str:
+        """Return in words what a training that fails now leaves behind."""
+        if self.directory is None:
+            return "no directory was given, so nothing is kept"
+        if not (self.directory / NAME).exists():
+            return "nothing had been saved yet"
+        return f"the last good state is in {self.directory}"
 
     def warn(self, text: str) -> None:
         """Tell a person, and remember."""

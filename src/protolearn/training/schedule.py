@@ -38,10 +38,13 @@ class Schedule:
         self.phases = method.phases()
 
     def run(self) -> None:
-        """Run to the end, saving after every phase."""
+        """Run to the end, saving after every phase; a failure says what was kept."""
         progress = self.record.progress
         for index in range(progress.phase, len(self.phases)):
-            self._phase(self.phases[index], index)
+            try:
+                self._phase(self.phases[index], index)
+            except TrainingError as error:
+                raise TrainingError(f"{error}; {self.record.kept()}") from error
             progress.phase, progress.epoch = index + 1, 0
             self.record.save(self.model, force=True)
 
@@ -130,7 +133,7 @@ class Schedule:
                 lambda means: self._epoch_end(phase, index, means),
                 device=self.stores.device, precision=self.how.precision, clip=self.how.clip,
                 quiet=self.how.quiet or distributed.rank() > 0, seed=self.how.seed,
-                batch_size=self.how.batch_size, workers=self.how.workers, kept=self.record.kept,
+                batch_size=self.how.batch_size, workers=self.how.workers,
             )  # fmt: skip
             self.model.to(self.stores.device)
             distributed.agree(self.model)  # each process has seen other cases, and batch norm remembers them
@@ -141,7 +144,7 @@ class Schedule:
                 set_rates(run, phase, self.model)
                 means = tensor_epoch(
                     self.model, self.method, phase, run, material, self.stores.data.labels,
-                    seed=self.how.seed, batch_size=self.how.batch_size, clip=self.how.clip, kept=self.record.kept,
+                    seed=self.how.seed, batch_size=self.how.batch_size, clip=self.how.clip,
                 )  # fmt: skip
                 more = self._epoch_end(phase, index, means)
                 if bar is not None:
@@ -165,9 +168,7 @@ class Schedule:
         run = progress.runs[phase.name]
         for group, values in zip(phase.rates, run.optimizer.param_groups, strict=False):
             if any(not bool(torch.isfinite(p).all()) for p in values["params"]):
-                raise TrainingError(
-                    f"weights of {group!r} became not finite in phase {phase.name!r}; {self.record.kept}"
-                )
+                raise TrainingError(f"weights of {group!r} became not finite in phase {phase.name!r}")
         rates = set_rates(run, phase, self.model)
         row: dict[str, Any] = {"phase": phase.name, "stage": index, "epoch": run.epochs + 1, **means}
         row |= {f"rate_{group}": rate for group, rate in rates.items()}

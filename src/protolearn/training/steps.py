@@ -112,17 +112,17 @@ def minimised(method: Method, out: Output, labels: Tensor) -> tuple[Tensor, dict
     return loss, {**terms, "loss": loss, "accuracy": right}
 
 
-def refuse_nonfinite(values: Mapping[str, Tensor], phase: str, epoch: int, kept: str) -> None:
+def refuse_nonfinite(values: Mapping[str, Tensor], phase: str, epoch: int) -> None:
     """Stop training when a term is not finite.
 
     Raises
     ------
     TrainingError
-        Names the terms, the phase and what was kept.
+        Names the terms and the phase.
     """
     bad = [name for name, value in values.items() if name != "loss" and not bool(torch.isfinite(value))]
     if bad or not bool(torch.isfinite(values["loss"])):
         raise TrainingError(
-            f"{', '.join(bad) or 'loss'} became not finite in phase {phase!r}, epoch {epoch + 1}: training stopped; "
-            f"{kept}. Try a lower learning rate, clip gradients, and look for NaN in the inputs"
+            f"{', '.join(bad) or 'loss'} became not finite in phase {phase!r}, epoch {epoch + 1}: try a lower learning "
+            "rate, clip gradients, and look for NaN in the inputs"
         )

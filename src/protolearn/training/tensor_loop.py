@@ -22,7 +22,6 @@ def tensor_epoch(
     seed: int,
     batch_size: int,
     clip: float | None,
-    kept: str,
 ) -> dict[str, float]:
     """Train one epoch; return the means of loss, terms and accuracy.
 
@@ -43,7 +42,7 @@ def tensor_epoch(
     for cases in epoch_order(len(labels), batch_size, this):
         wanted = targets[cases.to(device)]
         loss, values = minimised(method, material(cases, views[cases]), wanted)
-        refuse_nonfinite(values, phase.name, run.epochs, kept)
+        refuse_nonfinite(values, phase.name, run.epochs)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if clip is not None:
