@@ -217,3 +217,10 @@ def test_text_is_safe() -> None:
     assert text('<a href="x">\x00\u202e') == "&lt;a href=&quot;x&quot;&gt;??"
     assert short("a_b", 10) == "a_<wbr>b"
     assert "<script>" not in short("<script>" * 30, 20)
+
+
+def test_training_cases_given_as_test_cases_are_no_test(model: PrototypeModel, parts: Any, tmp_path: Path) -> None:
+    train = parts[0]
+    alone = report(model, train, path=tmp_path / "alone.html", quiet=True).read_text(encoding="utf-8")
+    twice = report(model, train, train, path=tmp_path / "twice.html", quiet=True).read_text(encoding="utf-8")
+    assert alone == twice

@@ -74,6 +74,8 @@ def report(
     ...     '<script' in path.read_text(encoding="utf-8")
     False
     """
+    if test is train:
+        test = None  # scores on the training cases then say that they are
     if (train is None or not len(train)) and (test is None or not len(test)):
         raise UsageError("a report needs cases: give the training cases, the test cases, or both")
     if most < 0 or examples < 0:
