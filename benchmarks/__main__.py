@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: shows that the scripts run")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the rows go (results.json for a full run)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the rows go, beside those of other questions")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="all cores by default")
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter with cabrnet (or the variable CABRNET_PYTHON)")
     given = parser.parse_args(argv)
@@ -43,27 +43,33 @@ def main(argv: list[str] | None = None) -> int:
 
     python, why = find_peer(given.peer)
     peer = None if python is None else Peer(python, given.threads)
+    path = given.json or (None if given.quick else HERE / "results.json")
+    found: dict[str, Any] = {}
     try:
         facts = machine(given.threads, {} if peer is None else peer.versions)
-        print(f"{facts['machine']}; {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}", file=sys.stderr)
-        found: dict[str, Any] = {}
         for name in names:
             module = importlib.import_module(f"benchmarks.{name}")
             print(f"{module.TITLE} ...", file=sys.stderr, flush=True)
-            before = os.getloadavg()[0]
-            rows = list(module.run(Plan(given.quick, given.threads, peer, why)))
-            found[name] = {"title": module.TITLE, "load": round(before, 2), "rows": [as_dict(row) for row in rows]}
+            load = round(os.getloadavg()[0], 1)
+            rows = [as_dict(row) for row in module.run(Plan(given.quick, given.threads, peer, why))]
+            found[name] = {"title": module.TITLE, **facts, "load": load, "quick": given.quick, "rows": rows}
+            if path is not None:
+                keep(path, found)
     finally:
         if peer is not None:
-            peer.__exit__(None, None, None)
+            peer.close()
     show(found)
-    whole = names == list(NAMES) and not given.quick
-    path = given.json or (HERE / "results.json" if whole else None)
-    if path is not None:
-        path.write_text(json.dumps({**facts, "quick": given.quick, "questions": found}, indent=1) + "\n")
-    if whole:
-        write_table(HERE / "README.md", facts, found)
+    if path == HERE / "results.json":
+        write_table(HERE / "README.md", json.loads(path.read_text(encoding="utf-8")))
     return 0
+
+
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Write what was found into a file that may hold other questions of earlier runs."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known |= found
+    ordered = {name: known[name] for name in NAMES if name in known}
+    path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
 
 
 def machine(threads: int, peer: dict[str, str]) -> dict[str, Any]:
@@ -111,19 +117,17 @@ def show(found: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 180).print(table)
 
 
-def write_table(path: Path, facts: dict[str, Any], found: dict[str, Any]) -> None:
+def write_table(path: Path, found: dict[str, Any]) -> None:
     """Replace the table between the two marks of a page."""
     text = path.read_text(encoding="utf-8")
     head, rest = text.split(TABLE[0])
-    lines = [
-        f"Measured {facts['date']} on {facts['machine']}; "
-        + ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-        + "."
-    ]
+    lines = []
     for question in found.values():
+        versions = ", ".join(f"{name} {value}" for name, value in question["versions"].items())
         lines += ["", f"### {question['title']}", "", f"| {' | '.join(HEADER)} |", "|---|---:|---|---|---|---|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in question["rows"]]
-    path.write_text(f"{head}{TABLE[0]}\n\n" + "\n".join(lines) + f"\n\n{TABLE[1]}{rest.split(TABLE[1])[1]}", "utf-8")
+        lines += ["", f"{question['date']}; {question['machine']}; load {question['load']} before; {versions}."]
+    path.write_text(f"{head}{TABLE[0]}\n" + "\n".join(lines) + f"\n\n{TABLE[1]}{rest.split(TABLE[1])[1]}", "utf-8")
 
 
 if __name__ == "__main__":

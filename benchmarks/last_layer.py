@@ -46,7 +46,7 @@ def run(plan: Plan) -> Iterator[Row]:
             return Seconds(peer.train(size=size, count=count, batch=BATCH, epochs=epochs)["last_layer"])
 
         calls["peer"] = theirs
-    times = in_turn(calls, plan.rounds(3))
+    times = in_turn(calls, plan.rounds(3), warm=0)
     note = (
         f"resnet18, {count} pictures {size}x{size}, 100 prototypes, {epochs} epochs; ours with the pass for the cache"
     )
