@@ -33,9 +33,7 @@ def run(plan: Plan) -> Iterator[Row]:
     def ours() -> None:
         material, run = outputs(), start_run(judged, phase)
         for _ in range(epochs):
-            tensor_epoch(
-                judged, method(), phase, run, material, data.labels, seed=0, batch_size=BATCH, clip=None
-            )
+            tensor_epoch(judged, method(), phase, run, material, data.labels, seed=0, batch_size=BATCH, clip=None)
             run.epochs += 1
 
     calls: dict[str, Candidate] = {"ours": ours, "pass": outputs}
