@@ -94,10 +94,15 @@ def as_dict(row: Any) -> dict[str, Any]:
 def cells(row: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
     """Return a row of the table."""
     unit = "" if row["unit"] == "x" else f" {row['unit']}"
-    value = "not measured" if row["value"] is None else f"{row['value']:.3g}{unit}"
-    spread = "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}"
+    value = "not measured" if row["value"] is None else f"{figure(row['value'])}{unit}"
+    spread = "" if row["low"] is None else f"{figure(row['low'])} to {figure(row['high'])}"
     met = {True: "yes", False: "**no**", None: ""}[row["met"]]
     return f"{row['what']} / {row['against']}", value, spread, row["target"].replace(" x", ""), met, row["note"]
+
+
+def figure(value: float) -> str:
+    """Return a figure with as many digits as say something, and enough to see on which side of a target it lies."""
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.3g}"
 
 
 HEADER = ("what / against what", "ratio", "middle half", "target", "met", "sizes and remarks")
