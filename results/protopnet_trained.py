@@ -1,10 +1,13 @@
 """ProtoPNet as in the paper, encoder and all, on white blood cells: one run on two processor cores.
 
-    python results/protopnet_trained.py [--size 128] [--batch 16] [--seed 0]
+    python results/protopnet_trained.py [--size 128] [--batch 16] [--seed 0] [--stretch 1] [--threads 1]
 
 Every setting of the method is the paper's default (regular neck, uniform start, 5 warm epochs, projection at 10, 20
 and 30, 20 epochs of the last layer after each). Beside it, at the same size: the recipe "frozen" and the logistic
 regression. The test part is read once, at the end. Writes ``protopnet_trained.json``.
+
+``--stretch 4`` holds every stage before the last layer four times as long: the paper's epoch has 30 augmented copies of
+each picture, ours one view.
 """
 
 from __future__ import annotations
@@ -35,10 +38,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stretch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "protopnet_trained.json")
     args = parser.parse_args()
     train, test = load("wbc", "train"), load("wbc", "test")
-    method = ProtoPNet()
+    torch.set_num_threads(args.threads)
+    paper = ProtoPNet()
+    method = ProtoPNet(
+        warm_epochs=paper.warm_epochs * args.stretch,
+        project_at=tuple(epoch * args.stretch for epoch in paper.project_at),
+        step=paper.step * args.stretch,
+    )
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TrainingWarning)
@@ -54,7 +65,8 @@ def main() -> None:
     first = evaluate(model, test)  # the last layer as it was before its first epoch, on the last projection
     model.head.load_state_dict(kept)
     right = {"after projection": first, "after last layer": final}
-    receipt = made(f"python results/protopnet_trained.py --size {args.size} --batch {args.batch} --seed {args.seed}")
+    flags = f"--size {args.size} --batch {args.batch} --seed {args.seed} --stretch {args.stretch}"
+    receipt = made(f"python results/protopnet_trained.py {flags} --threads {args.threads}")
     receipt |= {
         "data": {"name": "wbc_tecom", "train": train.counts(), "test": test.counts(),
                  "train_digest": train.fingerprint(), "test_digest": test.fingerprint()},
@@ -88,5 +100,4 @@ def write(path: Path, receipt: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()
