@@ -8,7 +8,9 @@
 
 Departs from the paper: any timm encoder; frozen parts stay in eval mode (in the authors' code batch-norm statistics
 drift in the last-layer stage, so that prototypes stop being patches); a class without a training case keeps its
-prototypes at projection (the authors' code overwrites them with zeros); masked minima instead of the max_dist trick.
+prototypes at projection (the authors' code overwrites them with zeros); masked minima instead of the max_dist trick;
+an epoch draws one view of each picture (the paper's has 30 augmented copies laid up beforehand, so small data want more
+epochs here); pruning leaves every class its last prototype.
 
 Beyond the paper, off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
