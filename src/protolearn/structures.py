@@ -54,6 +54,8 @@ class Tokens:
         Extent of the encoder's input along the axes of ``grid``, in pixels or samples.
     window : int
         Cells along each axis that one token summarises, an odd number; 1 unless neighbours were averaged.
+    extras : mapping of str to Tensor
+        What else the encoder made, ``(B, ...)`` each, such as an early map; not kept in a cache of frozen tokens.
 
     Examples
     --------
@@ -68,6 +70,7 @@ class Tokens:
     summary: Tensor | None = None
     input_size: tuple[int, ...] | None = None
     window: int = 1
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.window % 2 == 0:
@@ -84,6 +87,15 @@ class Tokens:
     def replace(self, **changes: Any) -> Tokens:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def part(self, cases: Tensor | slice) -> Tokens:
+        """Return the tokens of some cases of the batch."""
+        return self.replace(
+            values=self.values[cases],
+            mask=None if self.mask is None else self.mask[cases],
+            summary=None if self.summary is None else self.summary[cases],
+            extras={name: tensor[cases] for name, tensor in self.extras.items()},
+        )
 
     def region(self, position: int) -> Box | None:
         """Return the place of a token in input pixels, or None where positions have no place.
@@ -132,6 +144,9 @@ class Source:
         Fingerprint of encoder and neck at the time.
     label : int or None
         Class index of the case.
+    moved : bool
+        True: the prototype became this token. False: it stayed where it was, and this is the nearest one;
+        ``distance`` is then how near, in the model's own measure.
     """
 
     case: str
@@ -141,6 +156,7 @@ class Source:
     distance: float
     encoder: str
     label: int | None = None
+    moved: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -152,7 +168,7 @@ class Source:
     def from_dict(cls, plain: Mapping[str, Any]) -> Source:
         """Build from :meth:`to_dict`'s output; unknown or missing fields raise ``ValueError``."""
         names = {f.name for f in dataclasses.fields(cls)}
-        if set(plain) - names or names - {"label"} - set(plain):
+        if set(plain) - names or names - {"label", "moved"} - set(plain):
             raise ValueError(f"a source has the fields {sorted(names)}, got {sorted(plain)}")
         region = plain["region"]
         return cls(**{**plain, "region": None if region is None else Box(*map(float, region))})
@@ -180,6 +196,16 @@ class Output:
         The modules that made it, for terms on prototypes and weights.
     branches : mapping
         Outputs of the single banks where a model has several.
+    inputs : Tensor or None
+        What the encoder was given; None where its tokens were cached.
+    encoded : Tokens or None
+        Before the neck; None where only something made of them was cached.
+    table : Tensor or None
+        ``(B, S, P)`` similarities at every position, where pooling needed them (every pooling but the maximum).
+    reconstruction : Tensor or None
+        What the model's decoder made of the embedded tokens.
+    targets : mapping of str to Tensor
+        What is known of the cases beside their class, ``(B, ...)`` each; for objectives.
     """
 
     tokens: Tokens | None
@@ -191,6 +217,30 @@ class Output:
     bank: PrototypeBank
     head: Head
     branches: Mapping[str, Output] = field(default_factory=dict)
+    inputs: Tensor | None = None
+    encoded: Tokens | None = None
+    table: Tensor | None = None
+    reconstruction: Tensor | None = None
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def replace(self, **changes: Any) -> Output:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def part(self, cases: Tensor | slice) -> Output:
+        """Return the output of some cases of the batch."""
+        changes: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                changes[entry.name] = value[cases]
+            elif isinstance(value, Tokens | Output):
+                changes[entry.name] = value.part(cases)
+            elif isinstance(value, Mapping):
+                changes[entry.name] = {
+                    name: each.part(cases) if isinstance(each, Output) else each[cases] for name, each in value.items()
+                }
+        return self.replace(**changes)
 
 
 @dataclass(frozen=True)

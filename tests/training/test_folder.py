@@ -401,7 +401,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "recursive alias": ("a: &a [*a]\n", "aliases"),
     "merge key": ("<<: &x {a: 1}\n", "aliases"),
     "key twice": ("format_version: 1\nformat_version: 2\n", "line 2: the key 'format_version' occurs twice"),
-    "deep": ("a: " + "[" * 5000 + "]" * 5000, "nested"),
+    "deep": ("a: " + "[" * 5000 + "]" * 5000, "nest"),
     "key is a list": ("? [1]\n: 2\n", "a key must be text"),
     "long number": ("a: " + "9" * 100_000, "unquoted value"),
     "number beyond Python's limit": ("a: " + "9" * 8_000, "not plain YAML"),

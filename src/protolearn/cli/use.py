@@ -58,7 +58,7 @@ def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[st
     rows: list[dict[str, Any]] = []
     seen = run_over(model, cases, batch_size=args.batch_size)
     for batch in track(seen, len(cases), "predicting", quiet=args.quiet):
-        probabilities = batch.output.logits.double().softmax(1).cpu()
+        probabilities = model.head.probabilities(batch.output.logits.double()).cpu()
         top = probabilities.topk(min(2, len(model.classes)), dim=1)
         for place, index in enumerate(batch.indices):
             first, second = int(top.indices[place, 0]), int(top.indices[place, -1])

@@ -6,7 +6,7 @@ One object for prototypes that are learned (parameters), moved by rule (buffers)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,21 @@ from protolearn.core.heads import resize_to
 from protolearn.core.updates import Mixture, merge_components
 from protolearn.structures import Source
 
-_ROWS = ("vectors", "ownership", "spread", "counts", "active", "banned", "ids")
+_ROWS = ("vectors", "ownership", "spread", "counts", "active", "banned", "ids", "groups")
+
+Constraint = Callable[[Tensor], Tensor]
+"""Where prototypes may lie: ``(P, D) -> (P, D)``, and its own image stays as it is."""
+
+
+def unit_norm(vectors: Tensor) -> Tensor:
+    """Return rows of length 1: the constraint of prototypes that are directions.
+
+    Examples
+    --------
+    >>> unit_norm(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    return nn.functional.normalize(vectors, dim=-1)
 
 
 class PrototypeBank(nn.Module):
@@ -33,6 +47,10 @@ class PrototypeBank(nn.Module):
         True: ``vectors`` is a parameter. False: a buffer that a rule moves.
     spread : Tensor, optional
         ``(P, D)`` variances, of the same kind as ``vectors``.
+    groups : Tensor, optional
+        ``(P,)`` int64: a membership beside the classes, such as a concept, a scale or a branch.
+    constraint : callable, optional
+        Where the vectors may lie, see :meth:`constrain`; part of the code, not saved.
 
     Attributes
     ----------
@@ -69,9 +87,17 @@ class PrototypeBank(nn.Module):
     banned: Tensor
     ids: Tensor
     next_id: Tensor
+    groups: Tensor | None
 
     def __init__(
-        self, vectors: Tensor, ownership: Tensor, *, learned: bool = True, spread: Tensor | None = None
+        self,
+        vectors: Tensor,
+        ownership: Tensor,
+        *,
+        learned: bool = True,
+        spread: Tensor | None = None,
+        groups: Tensor | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__()
         if vectors.ndim not in (2, 3):
@@ -83,7 +109,10 @@ class PrototypeBank(nn.Module):
             raise ValueError("ownership weights must not be negative")
         if spread is not None and spread.shape != vectors.shape:
             raise ValueError(f"spread must be {tuple(vectors.shape)} like the vectors, got {tuple(spread.shape)}")
+        if groups is not None and groups.shape != (count,):
+            raise ValueError(f"groups must be (P,) = ({count},), got {tuple(groups.shape)}")
         self.learned = learned and vectors.ndim == 2
+        self.constraint = constraint
         self.drawn = vectors.ndim == 3
         for name, tensor in (("vectors", vectors), ("spread", spread)):
             if tensor is not None and self.learned:
@@ -99,7 +128,9 @@ class PrototypeBank(nn.Module):
         self.register_buffer("banned", torch.zeros(count, dtype=torch.bool, device=device))
         self.register_buffer("ids", torch.arange(count, device=device))
         self.register_buffer("next_id", torch.tensor(count, device=device))
+        self.register_buffer("groups", None if groups is None else groups.long().clone())
         self.sources: list[Source | None] = [None] * count
+        self.constrain()
 
     @classmethod
     def per_class(
@@ -158,6 +189,22 @@ class PrototypeBank(nn.Module):
         self.vectors[rows] = vectors.to(self.vectors.dtype)
         for row, source in zip(rows.tolist(), sources, strict=True):
             self.sources[row] = source
+        self.constrain()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Put the vectors where the constraint allows: done after every step, after a projection, and at the start."""
+        if self.constraint is not None and not self.drawn:
+            self.vectors.copy_(self.constraint(self.vectors))
+
+    @torch.no_grad()
+    def settled(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """Return what vectors become when they are put into some rows: themselves, or as the constraint has them."""
+        if self.constraint is None:
+            return vectors
+        whole = self.vectors.detach().clone()
+        whole[rows] = vectors.to(whole)
+        return self.constraint(whole)[rows]
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
@@ -181,6 +228,7 @@ class PrototypeBank(nn.Module):
         ownership: Tensor,
         sources: Sequence[Source | None] | None = None,
         spread: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> Tensor:
         """Add prototypes, and classes when ``ownership`` has more columns; return the new ids."""
         count, more = len(vectors), ownership.shape[1] - self.classes
@@ -190,6 +238,8 @@ class PrototypeBank(nn.Module):
             raise ValueError(f"{len(sources)} sources for {count} prototypes")
         if (spread is None) != (self.spread is None):
             raise ValueError("a bank with spread grows with spread, one without grows without")
+        if (groups is None) != (self.groups is None):
+            raise ValueError("a bank with groups grows with groups, one without grows without")
         fresh = self.next_id + torch.arange(count, device=self.ids.device)
         flags = torch.ones(count, dtype=torch.bool, device=self.ids.device)
         added = {
@@ -200,6 +250,7 @@ class PrototypeBank(nn.Module):
             "banned": ~flags,
             "ids": fresh,
             "ownership": ownership.to(torch.float32),
+            "groups": groups,
         }
         self.ownership = nn.functional.pad(self.ownership, (0, more))
         for name, rows in added.items():
@@ -227,6 +278,7 @@ class PrototypeBank(nn.Module):
         self.ownership[rows[0]] = self.ownership[rows].amax(0)
         self.counts[rows[0]] = counts.sum()
         self.sources[int(rows[0])] = None
+        self.constrain()
         survivor = int(self.ids[rows[0]])
         self.prune(self.ids[rows[1:]])
         return survivor

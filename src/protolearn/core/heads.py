@@ -1,16 +1,32 @@
-"""From evidence ``(B, P)`` to logits ``(B, C)``, with a ledger that adds up: bias + sum of contributions = logit."""
+"""From evidence ``(B, P)`` to logits ``(B, C)``, with a ledger that adds up: bias + sum of contributions = logit.
+
+Most heads read the evidence alone. One that needs more of the path (distances, tokens, the table of all positions) says
+so in ``reads`` and overrides ``read`` and ``ledger``. A head whose scores are probabilities already returns them in
+place of logits, so that its ledger sums to a probability, and overrides ``probabilities``.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from protolearn.structures import Output
+
 
 class Head(nn.Module, ABC):
-    """What every head offers, so that explanation, report and audit need no code of their own for it."""
+    """What every head offers, so that explanation, report and audit need no code of their own for it.
+
+    Attributes
+    ----------
+    reads : tuple of str
+        Fields of ``Output`` that the logits are made of.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("evidence",)
 
     @abstractmethod
     def forward(self, evidence: Tensor) -> Tensor:
@@ -27,6 +43,29 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes (row indices of the bank)."""
+
+    def read(self, out: Output) -> Tensor:
+        """Return logits ``(B, C)`` for the path so far (its own ``logits`` are not filled in yet)."""
+        logits: Tensor = self(out.evidence)
+        return logits
+
+    def ledger(self, out: Output) -> Tensor:
+        """Return ``(B, C, P)``: what each prototype adds to each logit of an output."""
+        return self.contributions(out.evidence)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return ``(B, C)`` probabilities for what :meth:`read` returned: a softmax, unless they are some already."""
+        return logits.softmax(-1)
+
+    def per_unit(self, count: int) -> Tensor | None:
+        """Return ``(C, P)``: what one unit of each prototype's evidence adds; None where that is not all it reads."""
+        if self.reads != ("evidence",):
+            return None
+        return self.contributions(self.offset().new_ones(1, count))[0]
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the weights back to where they may be, after a step of the optimiser."""
 
 
 class LinearEvidence(Head):

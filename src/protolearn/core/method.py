@@ -1,17 +1,19 @@
 """The contract of a paper: how its model is built, what it minimises, in which phases; and the list of papers.
 
 A method is a frozen dataclass of settings with the paper's defaults. What a phase trains is named by groups:
-``encoder``, ``neck``, ``prototypes``, ``head``.
+``encoder``, ``neck``, ``prototypes``, ``head``, and ``decoder`` where there is one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from protolearn.core.encoder import Encoder
@@ -21,7 +23,7 @@ from protolearn.structures import Output, Tokens
 if TYPE_CHECKING:
     from protolearn.core.model import PrototypeModel
 
-GROUPS = ("encoder", "neck", "prototypes", "head")
+GROUPS = ("encoder", "neck", "prototypes", "head", "decoder")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,27 @@ class Phase:
     """One stage of training."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A coefficient that goes in a straight line: ``start`` before the first epoch of a phase, ``stop`` in its last.
+
+    Examples
+    --------
+    >>> [Ramp(0.0, 1.0).at(epoch, 4) for epoch in (0, 3)]
+    [0.25, 1.0]
+    """
+
+    start: float
+    stop: float
+
+    def at(self, epoch: int, epochs: int) -> float:
+        """Return the value in an epoch, counted from 0, of so many."""
+        return self.start + (self.stop - self.start) * min(1.0, (epoch + 1) / max(epochs, 1))
+
+
+Coefficients = Mapping[str, float | Ramp]
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,26 @@ class Train(Phase):
     step, gamma : int, float
         The rates are multiplied by ``gamma`` every ``step`` epochs of this run; 0 = never. The schedule is stepped
         before an epoch, so the first fall comes with the run's epoch number ``step``, counted from 1.
+    milestones : tuple of int
+        The rates are multiplied by ``gamma`` after so many epochs of this run, each time.
+    cosine : bool
+        The rates fall along half a cosine over this phase's epochs, to ``floor`` times what they were.
+    floor : float
+        See ``cosine``.
+    warmup : int
+        Epochs in which the rates rise to their value in a straight line; the cosine begins after them.
+    per : {"epoch", "step"}
+        How often warm-up and cosine move the rates.
+    optimizer : {"adam", "adamw", "sgd"}
+        Whose update rule.
+    momentum : float
+        Of ``sgd``.
+    weights : mapping, or tuple of mappings, optional
+        Coefficients of the terms in place of ``Method.weights()``; a term that is not named counts nothing. Several
+        mappings take turns, batch by batch. A coefficient may be a :class:`Ramp`.
+    pairs : bool
+        Every case comes in two views drawn independently: a batch holds all first views, then all second ones, and the
+        labels twice.
     freeze_batch_norm : bool
         Keep batch-norm statistics fixed although the weights are trained.
     """
@@ -58,6 +101,15 @@ class Train(Phase):
     step: int = 0
     gamma: float = 0.1
     freeze_batch_norm: bool = False
+    milestones: tuple[int, ...] = ()
+    cosine: bool = False
+    floor: float = 0.0
+    warmup: int = 0
+    per: Literal["epoch", "step"] = "epoch"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = 0.9
+    weights: Coefficients | tuple[Coefficients, ...] | None = None
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         for group in (*self.rates, *self.decay):
@@ -65,10 +117,35 @@ class Train(Phase):
                 raise UsageError(f"phase {self.name!r} names the group {group!r}: {nearest_names(group, GROUPS)}")
         if self.epochs < 0 or self.step < 0 or not self.rates:
             raise UsageError(f"phase {self.name!r} needs epochs >= 0, step >= 0 and at least one group with a rate")
+        if self.warmup < 0 or not 0 <= self.floor <= 1 or self.optimizer not in ("adam", "adamw", "sgd"):
+            raise UsageError(
+                f"phase {self.name!r} needs warmup >= 0, floor from 0 to 1 and the optimizer adam, adamw or sgd"
+            )
 
-    def factor(self, done: int) -> float:
-        """Return what the rates are multiplied by after ``done`` epochs of this run."""
-        return self.gamma ** ((done + 1) // self.step) if self.step else 1.0
+    def factor(self, done: float, unit: float = 1.0) -> float:
+        """Return what the rates are multiplied by after ``done`` epochs of this run; the next is ``unit`` away."""
+        whole = int(done)
+        factor = self.gamma ** ((whole + 1) // self.step) if self.step else 1.0
+        factor *= self.gamma ** sum(whole >= milestone for milestone in self.milestones)
+        if done < self.warmup:
+            return factor * (done + unit) / self.warmup
+        if self.cosine:
+            along = min(1.0, (done - self.warmup) / max(self.epochs - self.warmup, 1))
+            factor *= self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along))
+        return factor
+
+    def coefficients(self, default: Mapping[str, float], epoch: int, step: int) -> dict[str, float]:
+        """Return the coefficient of each term in one step of one epoch, both counted from 0."""
+        if self.weights is None:
+            return dict(default)
+        turn = self.weights[step % len(self.weights)] if isinstance(self.weights, tuple) else self.weights
+        named = {name: w.at(epoch, self.epochs) if isinstance(w, Ramp) else w for name, w in turn.items()}
+        unknown = sorted(set(named) - set(default))
+        if unknown:
+            raise UsageError(
+                f"phase {self.name!r} weighs the term {unknown[0]!r}: {nearest_names(unknown[0], default)}"
+            )
+        return {name: named.get(name, 0.0) for name in default}
 
 
 @dataclass(frozen=True)
@@ -77,11 +154,13 @@ class Project(Phase):
 
     ``rule``: ``own_class`` (tokens of cases whose label owns the prototype), ``any``, or ``group`` (own class, and at
     most one prototype of a class per group, such as a patient). ``distinct`` forbids two prototypes on one token.
+    With ``move=False`` prototypes stay where they are, and only the nearest token is recorded as their source.
     """
 
     name: str = "projection"
     rule: Literal["own_class", "any", "group"] = "own_class"
     distinct: bool = False
+    move: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,14 +226,22 @@ class Method(ABC):
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
         """Start neck and prototypes from un-augmented training tokens (before the neck) and labels.
 
-        ``batches`` may be gone through several times.
+        ``batches`` may be gone through several times. Bank and head may be given another size.
         """
         raise NotImplementedError(f"{self.slug} has no initialisation from data")
 
-    def loss(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum of the terms."""
-        weights = self.weights()
-        return sum((weights[name] * term for name, term in terms.items()), start=next(iter(terms.values())) * 0.0)
+    def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
+        """Move by rule what no gradient moves, after a step on a batch; ``steps`` is how many an epoch has.
+
+        Called without gradients, before the constraints of bank and head are applied.
+        """
+        return
+
+    def loss(self, terms: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
+        """Return the weighted sum of the terms; one whose coefficient is 0 is left out."""
+        weights = self.weights() if weights is None else weights
+        weighed = [weights[name] * term for name, term in terms.items() if weights[name] != 0]
+        return torch.stack(weighed).sum() if weighed else next(iter(terms.values())) * 0.0
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as plain JSON types, with ``method`` for the name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,9 @@ from protolearn.structures import Output, Tokens
 if TYPE_CHECKING:
     from protolearn.core.method import Method
 
+Across = Callable[[Tensor, Tensor], Tensor]
+"""Couples prototypes at one position: ``(B, S, P)`` similarities and ``(P,)`` usable prototypes to ``(B, S, P)``."""
+
 
 class PrototypeModel(nn.Module):
     """A model that compares the tokens of an input with prototypes and weighs what it finds.
@@ -29,7 +32,8 @@ class PrototypeModel(nn.Module):
     encoder : Encoder
         ``inputs -> Tokens``.
     neck : Module
-        ``(..., D_in) -> (..., D)`` on token values.
+        ``(..., D_in) -> (..., D)`` on token values; or, if it has a method ``on_tokens``, from tokens to tokens, for
+        what changes the layout too.
     bank : PrototypeBank
         The prototypes.
     measure : Measure
@@ -40,6 +44,11 @@ class PrototypeModel(nn.Module):
         From distance to similarity; must fall with distance. Not for measures that are similarities.
     pooling : callable, optional
         Over positions; maximum by default, which is computed without the table of all positions.
+    across : callable, optional
+        Applied to the table of similarities before pooling, where prototypes at one position compete (a softmax over
+        prototypes, say).
+    decoder : Module, optional
+        From embedded token values back to what was encoded.
 
     Attributes
     ----------
@@ -78,6 +87,8 @@ class PrototypeModel(nn.Module):
         *,
         similarity: ToSimilarity | None = None,
         pooling: Pooling = max_pool,
+        across: Across | None = None,
+        decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if isinstance(measure, Distance) and similarity is None:
@@ -86,7 +97,8 @@ class PrototypeModel(nn.Module):
         self.neck: nn.Module = neck
         self.bank: PrototypeBank = bank
         self.head: Head = head
-        self.measure, self.pooling = measure, pooling
+        self.decoder: nn.Module | None = decoder
+        self.measure, self.pooling, self.across = measure, pooling, across
         self.similarity: ToSimilarity = Identity() if similarity is None else similarity
         self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
         self.method: Method | None = None
@@ -101,30 +113,46 @@ class PrototypeModel(nn.Module):
 
     def embed(self, tokens: Tokens) -> Tokens:
         """Return tokens after the neck: what prototypes are compared with."""
+        on_tokens = getattr(self.neck, "on_tokens", None)
+        if on_tokens is not None:
+            whole: Tokens = on_tokens(tokens)
+            return whole
         return tokens.replace(values=self.neck(tokens.values))
 
     def score(self, tokens: Tokens) -> Output:
         """Return every intermediate from embedded tokens to logits."""
         usable = self.bank.usable
-        if self.pooling is max_pool:
+        table = None
+        if self.pooling is max_pool and self.across is None:
             pooled, positions = best_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
             similarities = self.similarity(pooled)  # falls with distance, so it commutes with the maximum
         else:
-            table = all_matches(tokens.values, self.bank.vectors, self.measure, tokens.mask)
-            similar = self.similarity(table)
-            found = self.measure.nearest(table, dim=1)
-            pooled, positions = found
-            similarities = self.pooling(similar, tokens.mask)
+            compared = all_matches(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            pooled, positions = self.measure.nearest(compared, dim=1)
+            table = self.similarity(compared)
+            if self.across is not None:
+                table = self.across(table, usable)
+                positions = (
+                    table if tokens.mask is None else table.masked_fill(~tokens.mask.unsqueeze(-1), float("-inf"))
+                ).argmax(1)
+            similarities = self.pooling(table, tokens.mask)
         # an infinite similarity means that nothing could match; nan is an error and must surface in the logits
         evidence = similarities.masked_fill(~usable | torch.isinf(similarities), 0.0)
         distances = pooled.masked_fill(~usable, self.measure.farthest) if isinstance(self.measure, Distance) else None
         similarities = similarities.masked_fill(~usable, float("-inf"))
-        logits = self.head(evidence)
-        return Output(tokens, distances, similarities, positions, evidence, logits, self.bank, self.head)
+        none = evidence.new_zeros(len(evidence), 0)
+        out = Output(tokens, distances, similarities, positions, evidence, none, self.bank, self.head, table=table)
+        return out.replace(logits=self.head.read(out))
+
+    def run(self, encoded: Tokens) -> Output:
+        """Return the path from the encoder's tokens on."""
+        tokens = self.embed(encoded)
+        made = None if self.decoder is None else self.decoder(tokens.values)
+        return self.score(tokens).replace(encoded=encoded, reconstruction=made)
 
     def forward(self, inputs: Tensor) -> Output:
         """Return the whole path for a batch of inputs."""
-        return self.score(self.embed(self.encode(inputs)))
+        return self.run(self.encode(inputs)).replace(inputs=inputs)
 
     @torch.no_grad()
     def maps(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
@@ -132,8 +160,13 @@ class PrototypeModel(nn.Module):
 
         ``tokens`` are embedded ones; the grid says how to fold the positions.
         """
-        vectors = self.bank.vectors if rows is None else self.bank.vectors[..., rows, :]
-        return self.similarity(all_matches(tokens.values, vectors, self.measure, tokens.mask)).transpose(1, 2)
+        one_by_one = rows is not None and self.across is None  # prototypes that compete are compared together
+        vectors = self.bank.vectors[..., rows, :] if one_by_one else self.bank.vectors
+        table = self.similarity(all_matches(tokens.values, vectors, self.measure, tokens.mask))
+        if self.across is not None:
+            table = self.across(table, self.bank.usable)
+            table = table if rows is None else table[..., rows]
+        return table.transpose(1, 2)
 
     def prune(self, ids: Sequence[int] | Tensor) -> None:
         """Remove prototypes from bank and head together."""
@@ -151,7 +184,13 @@ class PrototypeModel(nn.Module):
             "neck": list(self.neck.parameters()),
             "prototypes": list(self.bank.parameters()),
             "head": list(self.head.parameters()),
+            "decoder": [] if self.decoder is None else list(self.decoder.parameters()),
         }
+
+    def constrain(self) -> None:
+        """Bring prototypes and head back to where they may be, after a step of the optimiser."""
+        self.bank.constrain()
+        self.head.constrain()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over settings and weights of encoder and neck: tokens are comparable under one only."""

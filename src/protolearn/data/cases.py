@@ -54,6 +54,9 @@ class Cases(Dataset[Batch], ABC):
         Which part each case belongs to by its origin, ``""`` where it says nothing.
     annotations : mapping of str to Annotation, optional
         By case id; may read lazily.
+    targets : mapping of str to array, optional
+        What is known of the cases beside their class, for objectives: by name, one float row a case, such as
+        ``concepts (N, K)``.
     transform : Transform, optional
         Applied by ``__getitem__``; without one a sample is the picture itself as floats from 0 to 1.
     seed : int
@@ -82,6 +85,7 @@ class Cases(Dataset[Batch], ABC):
         groups: Sequence[str] | None = None,
         splits: Sequence[str] | None = None,
         annotations: Mapping[str, Annotation] | None = None,
+        targets: Mapping[str, np.ndarray] | None = None,
         transform: Transform | None = None,
         seed: int = 0,
     ) -> None:
@@ -92,6 +96,7 @@ class Cases(Dataset[Batch], ABC):
         self.groups = _one_each(groups, len(self.ids), "groups", name)
         self.splits = _one_each(splits, len(self.ids), "splits", name)
         self.annotations: Mapping[str, Annotation] = {} if annotations is None else annotations
+        self.targets: Mapping[str, np.ndarray] = _checked_targets(targets or {}, len(self.ids), name)
         self.transform = transform
         self.seed = seed
         _refuse_repeats(self.ids, "case id", name)
@@ -218,6 +223,26 @@ class Cases(Dataset[Batch], ABC):
         """Return the same cases with these annotations, by case id."""
         return self._derive(annotations=checked_annotations(annotations, self.ids))
 
+    def with_targets(self, targets: Mapping[str, np.ndarray]) -> Self:
+        """Return the same cases with these targets, one row a case in the order of ``ids``.
+
+        Examples
+        --------
+        >>> from protolearn.data import digits
+        >>> digits("test").subset([0, 1]).with_targets({"loops": np.array([[0.0], [1.0]])}).targets["loops"].shape
+        (2, 1)
+        """
+        return self._derive(targets=_checked_targets(targets, len(self), self.name))
+
+    def targets_digest(self) -> str:
+        """Return one SHA-256 over the targets; empty where there are none."""
+        if not self.targets:
+            return ""
+        digest = hashlib.sha256()
+        for name, rows in sorted(self.targets.items()):
+            digest.update(f"\n{name}\t{rows.shape}\n".encode() + rows.tobytes())
+        return digest.hexdigest()
+
     def with_classes(self, classes: Sequence[str]) -> Self:
         """Return the same cases with labels that index ``classes``, matched by name.
 
@@ -256,6 +281,7 @@ class Cases(Dataset[Batch], ABC):
             labels=_frozen(self.labels[chosen]),
             groups=None if self.groups is None else tuple(self.groups[i] for i in chosen.tolist()),
             splits=None if self.splits is None else tuple(self.splits[i] for i in chosen.tolist()),
+            targets={name: rows[chosen] for name, rows in self.targets.items()},
             _rows=self._rows[chosen],
             _places=None,
         )
@@ -323,6 +349,20 @@ def _checked_labels(labels: Sequence[int] | np.ndarray, count: int, classes: Seq
             f"{array.min()} to {array.max()}"
         )
     return _frozen(array)
+
+
+def _checked_targets(targets: Mapping[str, np.ndarray], count: int, name: str) -> dict[str, np.ndarray]:
+    checked = {}
+    for what, rows in targets.items():
+        values = np.ascontiguousarray(rows, dtype=np.float32)
+        if values.ndim == 0 or len(values) != count:
+            raise DataError(
+                f"{name} has {count} cases and targets {what!r} of shape {values.shape}: expected a row each"
+            )
+        if not np.isfinite(values).all():
+            raise DataError(f"{name}: the targets {what!r} hold NaN or infinity")
+        checked[what] = values
+    return checked
 
 
 def _one_each(values: Sequence[str] | None, count: int, what: str, name: str) -> tuple[str, ...] | None:

@@ -30,6 +30,8 @@ class JoinedCases(Cases):
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, parts)])
         self.annotations = _Annotations(parts)
+        shared = set.intersection(*(set(part.targets) for part in parts))
+        self.targets = {what: np.concatenate([part.targets[what] for part in parts]) for what in sorted(shared)}
 
     def _read(self, row: int) -> Image.Image:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1

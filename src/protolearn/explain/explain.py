@@ -196,14 +196,14 @@ def explain_seen(
     assert output.tokens is not None  # a whole pass keeps them
     ledger = Ledger(model, Cells(output.tokens, getattr(model.encoder, "preprocess", None)))
     ids = [str(cases.ids[i]) for i in seen.indices]
-    probabilities = output.logits.double().softmax(1).cpu()
+    probabilities = output.head.probabilities(output.logits.double()).cpu()
     logits, labels = output.logits.double().cpu(), seen.labels.tolist()
     order = logits.argsort(dim=1, descending=True, stable=True).tolist()
     wanted = [[_class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
     classes, count = output.logits.shape[1], output.evidence.shape[1]
     rows = chunk_rows(4 * classes * count)
     for start in range(0, len(ids), rows):
-        table = output.head.contributions(output.evidence[start : start + rows]).double().cpu()
+        table = output.head.ledger(output.part(slice(start, start + rows))).double().cpu()
         for b in range(start, min(start + rows, len(ids))):
             made = []
             for c in wanted[b]:

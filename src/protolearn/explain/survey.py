@@ -126,7 +126,7 @@ def predicted_contribution(output: Output) -> Tensor:
     made = []
     rows = chunk_rows(4 * output.logits.shape[1] * output.evidence.shape[1])
     for start in range(0, len(predicted), rows):
-        table = output.head.contributions(output.evidence[start : start + rows])
+        table = output.head.ledger(output.part(slice(start, start + rows)))
         at = predicted[start : start + rows].view(-1, 1, 1).expand(-1, 1, table.shape[2])
         made.append(table.gather(1, at).squeeze(1))
     return torch.cat(made) if made else output.evidence.new_zeros(0, output.evidence.shape[1])

@@ -146,7 +146,8 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return ``(n, classes)`` probabilities, in the order of ``classes_``."""
         logits = torch.from_numpy(self.decision_function(X)).double()
-        found: np.ndarray = logits.softmax(1).numpy()
+        with torch.no_grad():
+            found: np.ndarray = self.model_.head.probabilities(logits).numpy()
         return found
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -1,12 +1,17 @@
-"""Papers, one file each. Importing this package imports every page, so that the registry is full."""
+"""Papers, one file each. Importing this package imports every page below it, so that the registry is full."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 from protolearn.core.method import Method, make_method, registered
 from protolearn.errors import UsageError, nearest_names
-from protolearn.methods.parts import protopnet
 
-__all__ = ["get_method", "list_methods", "make_method", "protopnet"]
+__all__ = ["get_method", "list_methods", "make_method"]
+
+for _page in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_page.name)
 
 
 def list_methods() -> dict[str, type[Method]]:

@@ -195,9 +195,9 @@ def _model(model: PrototypeModel) -> Iterator[Finding]:
         together = sum(map(len, shared))
         text = f"{together} prototypes are the same place of the same case as another one, e.g. {_shown(shared[0])}"
         yield Finding("warning", "duplicate", text, tuple(key for keys in shared for key in keys))
-    per_unit = model.head.contributions(bank.ownership.new_ones(1, len(bank)))[0].T  # (P, C)
+    per_unit = model.head.per_unit(len(bank))
     owned = bank.ownership > 0
-    against = ((per_unit <= 0) & owned).any(1) & usable
+    against = torch.zeros_like(usable) if per_unit is None else ((per_unit.T <= 0) & owned).any(1) & usable
     if bool(against.any()):
         keys = tuple(bank.ids[against].tolist())
         text = f"{len(keys)} prototypes speak against a class that owns them (weight at most 0): {_shown(keys)}"

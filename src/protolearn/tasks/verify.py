@@ -43,7 +43,8 @@ class Check:
     detail : str
         In words: where the case is now, by how much the token differs.
     difference : float or None
-        Distance between prototype and recomputed token, relative to the length of the prototype.
+        Distance between prototype and recomputed token, relative to the length of the prototype; for a prototype that
+        stayed where it was, how far the recomputed nearness is from the recorded one.
     """
 
     prototype: int
@@ -196,9 +197,14 @@ def _compare(
 ) -> tuple[Status, str, float | None]:
     if source.position >= tokens.values.shape[1]:
         return "token differs", f"position {source.position} is not among {tokens.values.shape[1]}", None
-    token = tokens.values[0, source.position].double().cpu()
-    vector = model.bank.vectors[row].detach().double().cpu()
-    gap = float((token - vector).norm() / vector.norm().clamp_min(1e-12))
+    token, vector = tokens.values[0, source.position], model.bank.vectors[row].detach()
+    if source.moved:
+        became = model.bank.settled(torch.tensor([row], device=token.device), token.unsqueeze(0))[0].double().cpu()
+        kept = vector.double().cpu()
+        gap = float((became - kept).norm() / kept.norm().clamp_min(1e-12))
+    else:
+        found = float(model.measure.paired(token, vector))
+        gap = abs(found - source.distance) / max(abs(source.distance), 1.0)
     size = f"by {gap:.3g} of its length"
     if source.encoder != fingerprint:
         return "encoder changed", f"encoder or neck are not those it was taken with; its token differs {size}", gap

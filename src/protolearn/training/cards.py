@@ -109,7 +109,9 @@ def owners(model: PrototypeModel, row: int) -> str:
 def own_weights(model: PrototypeModel) -> list[float | None]:
     """Return what one unit of each prototype's evidence adds to its class (the first of several), None without one."""
     bank = model.bank
-    per_unit = model.head.contributions(bank.ownership.new_ones(1, len(bank)))[0]  # (C, P)
+    per_unit = model.head.per_unit(len(bank))  # (C, P)
+    if per_unit is None:
+        return [None] * len(bank)
     owned = bank.ownership > 0
     first = owned.int().argmax(1)
     values = per_unit.gather(0, first.unsqueeze(0))[0].tolist()

@@ -49,6 +49,8 @@ def save_checkpoint(directory: Path, model: PrototypeModel, progress: Progress, 
         runs[name] = {"epochs": run.epochs, "best": repr(run.best), "waited": run.waited}
         for key, state in run.optimizer.state_dict()["state"].items():
             for part, value in state.items():
+                if value is None:  # a momentum that no step has filled yet
+                    continue
                 tensors[f"run.{name}.{key}.{part}"] = value
     facts = {
         "plan": plan,

@@ -161,6 +161,7 @@ def training_digest(model: PrototypeModel, stores: Stores) -> str:
         "encoder": model.encoder.spec(),
         "weights": model.fingerprint(),
         "data": stores.data.fingerprint(),
+        "targets": stores.data.targets_digest(),
         "augment": None if stores.augment is None else stores.augment.to_dict(),
         "options": {name: how[name] for name in ("batch_size", "seed", "precision", "clip", "patience", "views")},
         "validation": None if stores.validation is None else stores.validation.fingerprint(),

@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from protolearn.core.method import Method, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.data.cases import Cases
-from protolearn.structures import Batch
+from protolearn.structures import Batch, Output
 from protolearn.training import distributed
 from protolearn.training.steps import (
     Run,
     Tally,
+    after_step,
     epoch_order,
     epoch_seed,
     minimised,
@@ -57,6 +59,25 @@ class Shards:
         return own, own * distributed.size() / len(self.whole[step])
 
 
+class Pairs(Dataset[Batch]):
+    """Every case in two views drawn independently, ``(2, ...)``."""
+
+    def __init__(self, cases: Cases) -> None:
+        self.first, self.second = cases, cases.with_seed(cases.seed + 1)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, i: int) -> Batch:
+        one, other = self.first[i], self.second[i]
+        return one._replace(inputs=torch.stack([one.inputs, other.inputs]))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws."""
+        self.first.set_epoch(epoch)
+        self.second.set_epoch(epoch)
+
+
 class PhaseModule(L.LightningModule):
     """One training phase of a method, as Lightning wants it."""
 
@@ -67,6 +88,9 @@ class PhaseModule(L.LightningModule):
         self.model, self.method, self.phase, self.run, self.cases, self.how = model, method, phase, run, cases, how
         self.tally = Tally()
         self.shards = Shards(len(cases), how["batch_size"], 0)
+        self.shown: Cases | Pairs = Pairs(cases) if phase.pairs else cases
+        self.targets = {name: torch.from_numpy(np.array(rows)) for name, rows in cases.targets.items()}
+        self.last: tuple[Output, Tensor] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the run's optimiser, which outlives the phase."""
@@ -76,16 +100,24 @@ class PhaseModule(L.LightningModule):
         """Return the loader of the coming epoch."""
         seed = epoch_seed(self.how["seed"], self.phase.name, self.run.epochs)
         torch.manual_seed(seed)
-        self.cases.set_epoch(1_000_000 + self.run.epochs)  # other draws than the cached views
+        self.shown.set_epoch(1_000_000 + self.run.epochs)  # other draws than the cached views
         self.shards = Shards(len(self.cases), self.how["batch_size"], seed)
         pin = self.device.type == "cuda"
-        return DataLoader(self.cases, batch_sampler=self.shards, num_workers=self.how["workers"], pin_memory=pin)  # type: ignore[arg-type]
+        return DataLoader(self.shown, batch_sampler=self.shards, num_workers=self.how["workers"], pin_memory=pin)  # type: ignore[arg-type]
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
         """Return the loss of a batch."""
         own, weight = self.shards.weight(step)
         labels = batch.labels if own else torch.full_like(batch.labels, -1)
-        loss, values = minimised(self.method, self.model(batch.inputs), labels)
+        inputs, rows = batch.inputs, torch.tensor(self.shards.mine[step] or self.shards.whole[step][:1].tolist())
+        if self.phase.pairs:
+            inputs, labels, rows = inputs.transpose(0, 1).flatten(0, 1), labels.repeat(2), rows.repeat(2)
+        if self.phase.per == "step":
+            set_rates(self.run, self.phase, self.model, step, len(self.shards))
+        out = self.model(inputs).replace(targets={n: t[rows].to(labels.device) for n, t in self.targets.items()})
+        weights = self.phase.coefficients(self.method.weights(), self.run.epochs, step)
+        loss, values = minimised(self.method, out, labels, weights)
+        self.last = out, labels
         refuse_nonfinite(values, self.phase.name, self.run.epochs)
         self.tally.add(values, own)
         self.log("loss", loss, prog_bar=True, logger=False)
@@ -104,6 +136,14 @@ class PhaseCallback(L.Callback):
         set_modes(pl_module.model, pl_module.phase)
         set_rates(pl_module.run, pl_module.phase, pl_module.model)
         pl_module.tally = Tally()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move by rule what no gradient moves, and hold the constraints."""
+        assert isinstance(pl_module, PhaseModule) and pl_module.last is not None
+        (out, labels), pl_module.last = pl_module.last, None
+        after_step(pl_module.model, pl_module.method, out, labels, len(pl_module.shards))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand the means over."""

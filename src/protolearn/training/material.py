@@ -53,7 +53,8 @@ def to_device(tokens: Tokens, device: torch.device) -> Tokens:
     """Move tokens."""
     mask = None if tokens.mask is None else tokens.mask.to(device)
     summary = None if tokens.summary is None else tokens.summary.to(device)
-    return tokens.replace(values=tokens.values.to(device), mask=mask, summary=summary)
+    extras = {name: tensor.to(device) for name, tensor in tokens.extras.items()}
+    return tokens.replace(values=tokens.values.to(device), mask=mask, summary=summary, extras=extras)
 
 
 class CachedTokens:
@@ -91,7 +92,7 @@ class CachedTokens:
         """Return the output of some cases in some views."""
         if self.reduced is None:
             tokens = to_device(self.store.tokens(cases.numpy(), views.numpy()), self.device)
-            return self.model.score(self.model.embed(tokens))
+            return self.model.run(tokens)
         assert isinstance(self.model.neck, nn.Sequential)
         rows = (views * len(self.store) + cases).to(self.device)
         parts = {name: getattr(self.reduced, name) for name in ("values", "mask", "summary")}
@@ -113,11 +114,13 @@ class PlainTokens:
 
 
 class CachedScores:
-    """Outputs from cached scores: only the head runs."""
+    """Outputs from cached scores: only the head runs, and reads no more than ``FIELDS``."""
+
+    FIELDS = ("distances", "similarities", "positions", "evidence")
 
     def __init__(self, model: PrototypeModel, outputs: Iterator[Output], views: int) -> None:
         """Keep the scores of ``views`` times all cases, view after view."""
-        kept: dict[str, list[Tensor]] = {"distances": [], "similarities": [], "positions": [], "evidence": []}
+        kept: dict[str, list[Tensor]] = {name: [] for name in self.FIELDS}
         for out in outputs:
             for name, parts in kept.items():
                 value = getattr(out, name)
@@ -135,9 +138,10 @@ class CachedScores:
         part = {name: None if t is None else t[rows.to(t.device)] for name, t in self.scores.items()}
         evidence, similarities, positions = part["evidence"], part["similarities"], part["positions"]
         assert evidence is not None and similarities is not None and positions is not None
-        logits = self.model.head(evidence)
         bank, head = self.model.bank, self.model.head
-        return Output(None, part["distances"], similarities, positions, evidence, logits, bank, head)
+        none = evidence.new_zeros(len(evidence), 0)
+        out = Output(None, part["distances"], similarities, positions, evidence, none, bank, head)
+        return out.replace(logits=head.read(out))
 
 
 @torch.no_grad()
@@ -167,7 +171,7 @@ def plain_outputs(
             if store is not None:
                 for part in indices.split(batch_size):
                     tokens = to_device(store.tokens(part.numpy(), view), device)
-                    yield part, model.score(model.embed(tokens))
+                    yield part, model.run(tokens)
                 continue
             drawn = cases if view == 0 or augmented is None else augmented
             drawn.set_epoch(view)

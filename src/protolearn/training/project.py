@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Projection:
     Attributes
     ----------
     moved : int
-        Prototypes that now are training tokens.
+        Prototypes that now are training tokens, or have the nearest one on record.
     kept : tuple of int
         Ids that found no allowed case and stayed where they were.
     duplicates : tuple of tuple of int
@@ -60,6 +60,8 @@ def project(
     device: torch.device | str = "cpu",
 ) -> Projection:
     """Move every prototype onto the nearest token of the cases that the rule allows, in one pass.
+
+    With ``move=False`` in the phase only the sources are recorded.
 
     Parameters
     ----------
@@ -105,7 +107,11 @@ def project(
     values = nearest.values[rows, column]
     chosen, positions = nearest.cases[rows, column].tolist(), nearest.positions[rows, column].tolist()
     sources = make_sources(model, cases, chosen, positions, values.tolist(), shape)
-    model.bank.move(rows, nearest.vectors[rows, column], sources)
+    if phase.move:
+        model.bank.move(rows, nearest.vectors[rows, column], sources)
+    else:
+        for row, source in zip(rows.tolist(), sources, strict=True):
+            model.bank.sources[row] = replace(source, moved=False)
     stayed = torch.ones(len(model.bank), dtype=torch.bool, device=rows.device)
     stayed[rows] = False
     return Projection(

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
 from protolearn.core.method import Method, make_method, registered
 from protolearn.core.model import PrototypeModel
@@ -22,7 +21,7 @@ from protolearn.errors import ModelFileError, ProtolearnError, UsageError
 from protolearn.training.untrusted import bounded_allocation, check_file
 
 _NAME_LIMIT = 1000
-_ROWS = ("vectors", "ownership", "spread", "counts", "active", "banned", "ids")  # one a prototype
+_ROWS = ("vectors", "ownership", "spread", "counts", "active", "banned", "ids", "groups")  # one a prototype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +205,13 @@ def _check_bank(model: PrototypeModel, path: Path) -> None:
             and source.position >= 0
             and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
             and (source.label is None or isinstance(source.label, int))
+            and isinstance(source.moved, bool)
         ):
             raise ModelFileError(f"{path}: the source of prototype {key} is not a case, a place and a distance")
-    logits: Tensor = model.head(bank.vectors.new_zeros(1, len(bank)))
-    if tuple(logits.shape) != (1, bank.classes) or bank.classes != len(model.classes):
-        raise ModelFileError(f"{path}: the head gives logits {tuple(logits.shape)} for {len(model.classes)} classes")
+    per_unit = model.head.per_unit(len(bank))
+    given = len(model.head.offset()) if per_unit is None else len(per_unit)
+    if given != bank.classes or bank.classes != len(model.classes):
+        raise ModelFileError(f"{path}: the head gives {given} logits for {len(model.classes)} classes")
 
 
 def _one_line(error: BaseException) -> str:

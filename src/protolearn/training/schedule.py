@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Train
 from protolearn.core.model import PrototypeModel
@@ -51,9 +50,10 @@ class Schedule:
     def _phase(self, phase: Phase, index: int) -> None:
         self.model.to(self.stores.device)
         if isinstance(phase, Initialise):
-            if self._encoder_trained():
-                raise TypeError(f"{self.method.slug}: initialisation from data comes before the encoder is trained")
+            before = {name: parameter.shape for name, parameter in self.model.named_parameters()}
             self.method.initialise(self.model, self.stores.batches(), self.how.seed)
+            if {name: parameter.shape for name, parameter in self.model.named_parameters()} != before:
+                self.record.progress.runs.clear()  # their parameters are of another size now
             distributed.agree(self.model)
         elif isinstance(phase, Project):
             self._project(phase)
@@ -105,14 +105,16 @@ class Schedule:
             self.record.warn(text)
 
     @torch.no_grad()
-    def _read_scores(self, evidence: Tensor) -> None:
+    def _read_scores(self, scores: CachedScores) -> None:
         """Learn from un-augmented scores what a projection cost, if not known yet, and which prototypes are dead."""
         projections = self.record.progress.projections
+        every = torch.arange(len(self.stores.data))
+        out = scores(every, torch.zeros_like(every))
         if projections and projections[-1]["accuracy_after"] is None:
-            labels = torch.from_numpy(self.stores.data.labels.copy()).to(evidence.device)
-            right = (self.model.head(evidence).argmax(1) == labels) & (labels >= 0)
+            labels = torch.from_numpy(self.stores.data.labels.copy()).to(out.logits.device)
+            right = (out.logits.argmax(1) == labels) & (labels >= 0)
             self._after_projection(float(right.sum() / (labels >= 0).sum().clamp_min(1)))
-        dead = dead_prototypes(self.model.bank, evidence)
+        dead = dead_prototypes(self.model.bank, out.evidence)
         if dead:
             self.record.warn(f"{len(dead)} prototypes are dead (same evidence for every case): ids {dead[:20]}")
 
@@ -145,6 +147,7 @@ class Schedule:
                 means = tensor_epoch(
                     self.model, self.method, phase, run, material, self.stores.data.labels,
                     seed=self.how.seed, batch_size=self.how.batch_size, clip=self.how.clip,
+                    targets=self.stores.data.targets,
                 )  # fmt: skip
                 more = self._epoch_end(phase, index, means)
                 if bar is not None:
@@ -154,12 +157,10 @@ class Schedule:
         distributed.agree(self.model)
 
     def _material(self, phase: Train) -> Material:
-        if set(phase.rates) != {"head"}:
+        if set(phase.rates) != {"head"} or not set(self.model.head.reads) <= set(CachedScores.FIELDS):
             return self.stores.outputs()
         scores: CachedScores = self.stores.scores(self._tokens())
-        evidence = scores.scores["evidence"]
-        assert evidence is not None
-        self._read_scores(evidence[: len(self.stores.data)])
+        self._read_scores(scores)
         return scores
 
     def _epoch_end(self, phase: Train, index: int, means: dict[str, float]) -> bool:

@@ -45,23 +45,25 @@ class Tally:
 
 
 def start_run(model: PrototypeModel, phase: Train) -> Run:
-    """Return a fresh Adam over the groups that a phase trains."""
+    """Return a fresh optimiser over the groups that a phase trains."""
     groups = model.groups()
-    return Run(
-        torch.optim.Adam(
-            [
-                {"params": groups[name], "lr": phase.rates[name], "weight_decay": phase.decay.get(name, 0.0)}
-                for name in GROUPS
-                if name in phase.rates and groups[name]
-            ]
-        )
-    )
+    parts = [
+        {"params": groups[name], "lr": phase.rates[name], "weight_decay": phase.decay.get(name, 0.0)}
+        for name in GROUPS
+        if name in phase.rates and groups[name]
+    ]
+    if not parts:
+        raise TrainingError(f"phase {phase.name!r} trains {', '.join(phase.rates)}, and nothing in them can be trained")
+    if phase.optimizer == "sgd":
+        return Run(torch.optim.SGD(parts, momentum=phase.momentum))
+    return Run(torch.optim.AdamW(parts) if phase.optimizer == "adamw" else torch.optim.Adam(parts))
 
 
-def set_rates(run: Run, phase: Train, model: PrototypeModel) -> dict[str, float]:
-    """Set this epoch's learning rates by the schedule; return them by group."""
+def set_rates(run: Run, phase: Train, model: PrototypeModel, step: int = 0, steps: int = 1) -> dict[str, float]:
+    """Set the learning rates of an epoch, or of one of its steps, by the schedule; return them by group."""
     named = [name for name in GROUPS if name in phase.rates and model.groups()[name]]
-    factor = phase.factor(run.epochs)
+    unit = 1.0 / steps if phase.per == "step" else 1.0
+    factor = phase.factor(run.epochs + (step * unit if phase.per == "step" else 0), unit)
     rates = {name: phase.rates[name] * factor for name in named}
     for group, rate in zip(run.optimizer.param_groups, rates.values(), strict=True):
         group["lr"] = rate
@@ -74,14 +76,17 @@ def set_modes(model: PrototypeModel, phase: Train) -> None:
     Eval mode of what is frozen keeps batch-norm statistics where they are: after projection, prototypes must go on
     being tokens of training cases.
     """
-    parts: dict[str, nn.Module] = {
+    parts: dict[str, nn.Module | None] = {
         "encoder": model.encoder,
         "neck": model.neck,
         "prototypes": model.bank,
         "head": model.head,
+        "decoder": model.decoder,
     }
     model.requires_grad_(False)
     for name, module in parts.items():
+        if module is None:
+            continue
         trained = name in phase.rates
         module.train(trained)
         for parameter in model.groups()[name]:
@@ -103,13 +108,27 @@ def epoch_order(count: int, batch_size: int, seed: int) -> list[Tensor]:
     return list(order.split(batch_size))
 
 
-def minimised(method: Method, out: Output, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def minimised(
+    method: Method, out: Output, labels: Tensor, weights: Mapping[str, float] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss, and what is logged: every term by name, the loss, the accuracy."""
     terms = method.objective(out, labels)
-    loss = method.loss(terms)
+    loss = method.loss(terms, weights)
     labelled = (labels >= 0).sum().clamp_min(1)
     right = ((out.logits.argmax(1) == labels) & (labels >= 0)).sum() / labelled
     return loss, {**terms, "loss": loss, "accuracy": right}
+
+
+@torch.no_grad()
+def after_step(model: PrototypeModel, method: Method, out: Output, labels: Tensor, steps: int) -> None:
+    """Do what follows a step of the optimiser: the method's updates by rule, then the constraints."""
+    method.after_step(model, out, labels, steps)
+    model.constrain()
+
+
+def other_views(views: Tensor, count: int) -> Tensor:
+    """Return for each view another one of ``count``, by the global random state."""
+    return (views + torch.randint(1, count, views.shape)) % count
 
 
 def refuse_nonfinite(values: Mapping[str, Tensor], phase: str, epoch: int) -> None:

@@ -119,6 +119,10 @@ class Stores:
         how = {"batch_size": self.how.batch_size, "workers": self.how.workers}
         for part, out in plain_outputs(self.model, cases, store, self.device, **how):  # type: ignore[arg-type]
             wanted = labels[part].to(self.device)
+            targets = {
+                name: torch.from_numpy(rows[part.numpy()]).to(self.device) for name, rows in cases.targets.items()
+            }
+            out = out.replace(targets=targets)
             tally.add(minimised(method, out, wanted)[1], int((wanted >= 0).sum()))
         return tally.means()
 

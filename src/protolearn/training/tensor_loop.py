@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from protolearn.core.method import Method, Train
 from protolearn.core.model import PrototypeModel
+from protolearn.errors import UsageError
 from protolearn.training.material import Material
-from protolearn.training.steps import Run, Tally, epoch_order, epoch_seed, minimised, refuse_nonfinite, set_modes
+from protolearn.training.steps import (
+    Run,
+    Tally,
+    after_step,
+    epoch_order,
+    epoch_seed,
+    minimised,
+    other_views,
+    refuse_nonfinite,
+    set_modes,
+    set_rates,
+)
 
 
 def tensor_epoch(
@@ -22,10 +36,12 @@ def tensor_epoch(
     seed: int,
     batch_size: int,
     clip: float | None,
+    targets: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Train one epoch; return the means of loss, terms and accuracy.
 
-    Each case comes once, in one of its cached views drawn at random.
+    Each case comes once, in one of its cached views drawn at random; in two different ones where the phase asks for
+    pairs.
 
     Raises
     ------
@@ -37,11 +53,22 @@ def tensor_epoch(
     torch.manual_seed(this)
     device = model.bank.vectors.device
     views = torch.randint(material.views, (len(labels),), generator=torch.Generator().manual_seed(this + 1))
-    targets = torch.from_numpy(np.array(labels)).to(device)
+    wanted = torch.from_numpy(np.array(labels)).to(device)
+    more = {name: torch.from_numpy(np.array(rows)).to(device) for name, rows in (targets or {}).items()}
+    if phase.pairs and material.views < 2:
+        raise UsageError(f"phase {phase.name!r} compares two views of each case: give augment, and views=2 or more")
     tally = Tally()
-    for cases in epoch_order(len(labels), batch_size, this):
-        wanted = targets[cases.to(device)]
-        loss, values = minimised(method, material(cases, views[cases]), wanted)
+    batches = epoch_order(len(labels), batch_size, this)
+    for step, cases in enumerate(batches):
+        seen, shown = cases, views[cases]
+        if phase.pairs:
+            seen, shown = torch.cat([cases, cases]), torch.cat([shown, other_views(shown, material.views)])
+        if phase.per == "step":
+            set_rates(run, phase, model, step, len(batches))
+        rows = seen.to(device)
+        out = material(seen, shown).replace(targets={name: values[rows] for name, values in more.items()})
+        weights = phase.coefficients(method.weights(), run.epochs, step)
+        loss, values = minimised(method, out, wanted[rows], weights)
         refuse_nonfinite(values, phase.name, run.epochs)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -49,5 +76,6 @@ def tensor_epoch(
             trained = [p for group in run.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, clip)
         run.optimizer.step()
+        after_step(model, method, out, wanted[rows], len(batches))
         tally.add(values, len(cases))
     return tally.means()
