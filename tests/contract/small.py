@@ -1,0 +1,60 @@
+"""Every method in a size that trains in a second or two: settings, kind of encoder, and what it must reach on digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from protolearn.core.encoder import Encoder
+from protolearn.core.method import Method
+from protolearn.data import Cases, digits, features
+from protolearn.encoders import FeatureEncoder, SmallEncoder
+from protolearn.methods import get_method
+
+
+@dataclass(frozen=True)
+class Small:
+    """How a method is tried; ``accuracy`` is far above the 0.1 of chance and far below what it can do."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    encoder: Callable[[], Encoder] = lambda: FeatureEncoder(16)
+    pictures: bool = False
+    accuracy: float = 0.5
+    options: Mapping[str, Any] = field(default_factory=dict)
+    augment: bool = False
+    targets: Callable[[Cases], Mapping[str, np.ndarray]] | None = None
+    wrong: Mapping[str, Any] = field(default_factory=dict)
+    """A setting that the method must refuse."""
+
+    def method(self, slug: str) -> Method:
+        return get_method(slug)(**self.settings)
+
+    def cases(self, part: str, count: int) -> Cases:
+        """Return digits as pictures, or cut into four quarters of 16 pixels each."""
+        found: Cases = digits(part).subset(range(count))
+        if not self.pictures:
+            grey = np.stack([np.asarray(found.picture(i).convert("L")) for i in range(count)]) / 255.0
+            quarters = grey.reshape(-1, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 4, 16)
+            found = features(
+                quarters.astype(np.float32), found.labels, classes=found.classes, name=f"quarters/{part}",
+                ids=[f"quarters/{part}/{i:04d}" for i in range(count)],
+            )  # fmt: skip
+        return found if self.targets is None else found.with_targets(self.targets(found))
+
+
+FAST = {"neck_rate": 1e-2, "prototype_rate": 1e-2, "head_rate": 1e-2}
+
+SMALL: dict[str, Small] = {
+    "protopnet": Small(
+        {"prototypes_per_class": 2, "dim": 16, "warm_epochs": 12, "project_at": (12,), "last_layer_epochs": 8,
+         "encoder_rate": None, **FAST},
+        wrong={"dim": 0},
+    ),
+}  # fmt: skip
+
+
+def small_encoder() -> SmallEncoder:
+    return SmallEncoder(dim=16, size=16)
