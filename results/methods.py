@@ -1,0 +1,236 @@
+"""Every image method on the same frozen features: white blood cells, birds, CIFAR-10; one command, one table.
+
+    python results/methods.py [--only SLUG ...] [--sets wbc birds cifar10] [--seeds 0 1 2]
+    python results/methods.py --trained                # three methods with the encoder trained as well
+    python results/methods.py --table                  # print the table of what is in the receipt
+
+Encoder: MobileNetV2 with ImageNet weights, its last map (1280 wide): 7 x 7 cells at 224 px for cells and birds, 3 x 3
+at 96 px for CIFAR-10. Each method runs with its recipe "frozen", chosen on training parts only; the test part is read
+when a training is over. Beside them, on the same features averaged over the map: logistic regression (the linear head)
+and k-nearest neighbours. Results are added to ``methods.json`` as they come; what is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, data_folder, load, made, make_encoder, regression, wilson
+from sklearn.neighbors import KNeighborsClassifier
+
+from protolearn.core.method import Method, Train
+from protolearn.core.model import PrototypeModel
+from protolearn.data import Augment, arrays
+from protolearn.data.cases import Cases
+from protolearn.encoders.cache import TokenCache, token_cache
+from protolearn.errors import UsageError
+from protolearn.methods import list_methods
+from protolearn.training import schedule
+from protolearn.training.fit import fit
+from protolearn.training.material import plain_outputs
+from protolearn.training.record import TrainingWarning
+
+SIZES = {"wbc": 224, "birds": 224, "cifar10": 96}
+TRAINED = {"wbc": 96, "birds": 96, "cifar10": 64}
+AREAS = ("parts", "whole inputs", "concepts", "trees", "heads", "vit")
+VIEWS = 3
+AUGMENT = Augment(
+    one_of=False, rotation=15, shear=10, skew=0, crop=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.2, contrast=0.2,
+    saturation=0.1, hue=0.02,
+)  # fmt: skip
+
+
+def pictures(name: str, part: str) -> Cases:
+    """Return the training or test pictures of a set."""
+    if name != "cifar10":
+        return load(name, part)
+    with np.load(data_folder() / "cifar10" / "cifar10.npz", allow_pickle=False) as z:
+        classes = [str(c) for c in z["classes"]]
+        return arrays(z[f"x_{part}"], z[f"y_{part}"], classes=classes, name=f"cifar10/{part}")
+
+
+def image_methods() -> dict[str, type[Method]]:
+    """Return the methods that say how they run on a frozen encoder of pictures."""
+    return {slug: cls for slug, cls in list_methods().items() if "frozen" in cls.recipes and cls.area != "shallow"}
+
+
+@contextmanager
+def last_projection(kept: list[PrototypeModel]) -> Iterator[None]:
+    """Keep a copy of the model as the latest projection left it."""
+    projected = schedule.project
+
+    def watched(model: PrototypeModel, *args: Any, **how: Any) -> Any:
+        report = projected(model, *args, **how)
+        kept[:] = [copy.deepcopy(model)]
+        return report
+
+    schedule.project = watched
+    try:
+        yield
+    finally:
+        schedule.project = projected
+
+
+@torch.no_grad()
+def right(model: PrototypeModel, test: Cases, store: TokenCache | None) -> tuple[int, int]:
+    """Return how many cases are right, and how many prototypes add anything to any score of any case."""
+    correct, used = 0, torch.zeros(len(model.bank), dtype=torch.bool)
+    for part, out in plain_outputs(model, test, store, torch.device("cpu"), batch_size=64):
+        correct += int((out.logits.argmax(1).numpy() == test.labels[part.numpy()]).sum())
+        for start in range(0, len(part), 8):
+            used |= (model.head.ledger(out.part(slice(start, start + 8))).abs() > 1e-6).any(0).any(0)
+    return correct, int(used.sum())
+
+
+def epochs_of(method: Method) -> int:
+    return sum(phase.epochs for phase in method.phases() if isinstance(phase, Train))
+
+
+def once(
+    method: Method, options: dict[str, Any], train: Cases, test: Cases, encoder: Any, seed: int, cache: Path | None,
+    store: TokenCache | None, augment: Augment | None,
+) -> dict[str, Any]:
+    """Train with one seed and read the test part."""
+    kept: list[PrototypeModel] = []
+    start = time.perf_counter()
+    with last_projection(kept), warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)
+        fitted = fit(
+            method, train, encoder=encoder, augment=augment, seed=seed, device="cpu", quiet=True, cache=cache, **options
+        )
+    seconds = time.perf_counter() - start
+    final, used = right(fitted.model, test, store)
+    moved = [source.moved for source in fitted.model.bank.sources if source is not None]
+    entry = {"right": final, "prototypes": len(fitted.model.bank), "used": used, "seconds": round(seconds, 2)}
+    entry["epochs"] = max(1, epochs_of(method))
+    if kept and any(moved):
+        kept[0].eval()
+        entry["after_projection"] = right(kept[0], test, store)[0]
+    return entry
+
+
+def baselines(train: TokenCache, test: TokenCache) -> dict[str, int]:
+    """Return how many test cases the linear head and nearest neighbours get right, on averaged tokens."""
+    x, y = train.tokens().values.mean(1).numpy(), np.array(train.labels)
+    held, truth = test.tokens().values.mean(1).numpy(), np.array(test.labels)
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, held)]
+    neighbours = KNeighborsClassifier(5).fit(unit[0], y)
+    return {
+        "linear head (logistic regression)": int((regression().fit(x, y).predict(held) == truth).sum()),
+        "5 nearest neighbours (cosine)": int((neighbours.predict(unit[1]) == truth).sum()),
+    }
+
+
+def frozen(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None:
+    """Run what is missing from the receipt, with the encoder frozen."""
+    for name in args.sets:
+        train, test = pictures(name, "train"), pictures(name, "test")
+        encoder = make_encoder(layer="final", size=SIZES[name])
+        store = token_cache(encoder, test, args.cache, quiet=True, batch_size=32)
+        entry = receipt["sets"].setdefault(name, {"methods": {}})
+        entry["data"] = {"train": train.counts(), "test": test.counts(), "size": SIZES[name],
+                         "train_digest": train.fingerprint(), "test_digest": test.fingerprint()}  # fmt: skip
+        if "baselines" not in entry:
+            entry["baselines"] = baselines(token_cache(encoder, train, args.cache, quiet=True, batch_size=32), store)
+        for slug, cls in image_methods().items():
+            if args.only and slug not in args.only:
+                continue
+            recipe = cls.recipes["frozen"]
+            options = dict(recipe.options)
+            several = options.get("views", 1) > 1
+            options["views"] = VIEWS if several else 1
+            found = entry["methods"].setdefault(slug, {})
+            for seed in args.seeds:
+                if str(seed) in found or found.get("not applicable"):
+                    continue
+                try:
+                    found[str(seed)] = once(
+                        cls(**recipe.method), options, train, test, encoder, seed, args.cache, store,
+                        AUGMENT if several else None,
+                    )  # fmt: skip
+                except UsageError as error:
+                    found["not applicable"] = str(error)
+                write(receipt, out)
+                shown = found.get(str(seed), found)
+                print(name, slug, seed, shown, flush=True)
+
+
+def write(receipt: dict[str, Any], out: Path) -> None:
+    """Write the receipt whole."""
+    temporary = out.with_suffix(".part")
+    temporary.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(out)
+
+
+def table(receipt: dict[str, Any]) -> str:
+    """Return the results in Markdown: mean and standard deviation over seeds, in per cent of the test cases."""
+    sets = list(receipt["sets"])
+    heads = [f"{name}: accuracy | after projection | used | s/epoch" for name in sets]
+    lines = [f"| method | {' | '.join(heads)} |"]
+    lines.append("|---|" + "---|" * (4 * len(sets)))
+    for label in receipt["sets"][sets[0]].get("baselines", {}):
+        cells = []
+        for name in sets:
+            count = sum(receipt["sets"][name]["data"]["test"].values())
+            cells.append(f"{100 * receipt['sets'][name]['baselines'][label] / count:.1f} | | |")
+        lines.append(f"| *{label}* | {' '.join(cells)}")
+    slugs = sorted({slug for name in sets for slug in receipt["sets"][name]["methods"]})
+    for slug in slugs:
+        cells = []
+        for name in sets:
+            count = sum(receipt["sets"][name]["data"]["test"].values())
+            runs = receipt["sets"][name]["methods"].get(slug, {})
+            if runs.get("not applicable") or not runs:
+                cells.append(f"{'not applicable' if runs else 'not run'} | | |")
+                continue
+            each = list(runs.values())
+            cells.append(" | ".join([
+                spread([r["right"] / count for r in each]),
+                spread([r["after_projection"] / count for r in each]) if "after_projection" in each[0] else "",
+                f"{np.mean([r['used'] for r in each]):.0f} of {np.mean([r['prototypes'] for r in each]):.0f}",
+                f"{np.mean([r['seconds'] / r['epochs'] for r in each]):.2f}",
+            ]) + " |")  # fmt: skip
+        lines.append(f"| {slug} | {' '.join(cells)}")
+    return "\n".join(lines)
+
+
+def spread(shares: list[float]) -> str:
+    """Return mean and standard deviation (n - 1) in per cent."""
+    deviation = f" ± {100 * np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
+    return f"{100 * np.mean(shares):.1f}{deviation}"
+
+
+def main() -> None:
+    """Run, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--cache", type=Path, default=None, help="folder that keeps the frozen tokens between runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "methods.json")
+    parser.add_argument("--table", action="store_true", help="print the table of the receipt and stop")
+    args = parser.parse_args()
+    receipt: dict[str, Any] = {"sets": {}}
+    if args.out.exists():
+        receipt = json.loads(args.out.read_text(encoding="utf-8"))
+    if not args.table:
+        receipt |= made("python results/methods.py")
+        frozen(args, receipt, args.out)
+        write(receipt, args.out)
+    print(table(receipt))
+
+
+__all__ = ["AREAS", "TRAINED", "wilson"]
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
