@@ -19,20 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
-from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Recipe, Train, register
+from protolearn.core.method import Method, Phase, Prune, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import NeckKind, PrincipalAxes, make_neck
-from protolearn.core.similarities import LogRatio
-from protolearn.core.updates import k_means
+from protolearn.core.necks import NeckKind
+from protolearn.core.part_prototypes import interrupted_by_projection, part_model, start_from_tokens
 from protolearn.errors import UsageError
 from protolearn.objectives.attraction import cluster, separation
 from protolearn.objectives.classification import cross_entropy
@@ -108,25 +104,14 @@ class ProtoPNet(Method):
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
-        draw = torch.Generator().manual_seed(seed)
-        neck = make_neck(self.neck, encoder.dim, self.dim, axes=self.axes, generator=draw)
-        bank = PrototypeBank.per_class(classes, self.prototypes_per_class, self.dim, generator=draw)
-        head = LinearEvidence.from_ownership(bank.ownership, own=1.0, other=-0.5)
-        return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=LogRatio(self.eps))
+        return part_model(
+            encoder, classes, prototypes_per_class=self.prototypes_per_class, dim=self.dim, neck=self.neck,
+            axes=self.axes, eps=self.eps, seed=seed,
+        )  # fmt: skip
 
-    @torch.no_grad()
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
         """Fit the principal axes; then put each class's prototypes on the k-means centres of its own tokens."""
-        if isinstance(model.neck, nn.Sequential) and len(model.neck) and isinstance(model.neck[0], PrincipalAxes):
-            model.neck[0].fit(tokens for tokens, _ in batches)
-        if self.start == "uniform":
-            return
-        draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
-        for label in range(model.bank.classes):
-            own = [model.embed(tokens).values[labels == label].flatten(0, 1) for tokens, labels in batches]
-            rows, tokens = (owner == label).nonzero().squeeze(1), torch.cat(own)
-            if len(tokens) >= len(rows):
-                model.bank.vectors[rows] = k_means(tokens, len(rows), generator=draw).centres
+        start_from_tokens(model, batches, seed, prototypes=self.start)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the four terms."""
@@ -154,21 +139,16 @@ class ProtoPNet(Method):
         rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate}
         decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
         joint_rates = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
-        plan: list[Phase] = [] if self.neck != "principal" and self.start == "uniform" else [Initialise()]
-        plan += [Train("warm", self.warm_epochs, rates, decay)]
-        done = self.warm_epochs
-        for epoch in self.project_at:
-            if epoch > done:
-                schedule: dict[str, Any] = {
-                    "step": self.step,
-                    "gamma": self.gamma,
-                    "freeze_batch_norm": self.freeze_batch_norm,
-                }
-                plan.append(Train("joint", epoch - done, joint_rates, decay, **schedule))
-                done = epoch
-            plan += [Project()]
-            if self.last_layer == "each" or epoch == self.project_at[-1]:
-                plan += [Train("last_layer", self.last_layer_epochs, {"head": self.head_rate})]
+        warm = Train("warm", self.warm_epochs, rates, decay)
+        joint = Train(
+            "joint", 1, joint_rates, decay,
+            step=self.step, gamma=self.gamma, freeze_batch_norm=self.freeze_batch_norm,
+        )  # fmt: skip
+        head = Train("last_layer", self.last_layer_epochs, {"head": self.head_rate})
+        plan = interrupted_by_projection(
+            warm, joint, head, self.project_at,
+            last=self.last_layer, initialise=self.neck == "principal" or self.start != "uniform",
+        )  # fmt: skip
         if self.prune:
             plan += [Prune(k=self.prune_k, minimum=self.prune_minimum)]
             plan += [Train("pruned_last_layer", self.prune_epochs, {"head": self.head_rate})]
