@@ -47,15 +47,14 @@ def gram_alignment(
             f"deep {tuple(deep.shape)} and shallow {tuple(shallow.shape)} must be (B, S, D) on the same positions, and "
             f"rows (B, K), got {tuple(rows.shape)}"
         )
-    gap = (_cosines(deep, rows) - _cosines(shallow.detach(), rows)).abs()
-    each = (gap - margin).clamp_min(0.0).mean(2)
+    gap = (_cosines(deep) - _cosines(shallow.detach())).abs()
+    each = (gap - margin).clamp_min(0.0).mean(2).gather(1, rows)
     if counted is None:
         return each.mean()
     return each.where(counted, each.new_zeros(())).sum() / counted.sum().clamp_min(1)
 
 
-def _cosines(features: Tensor, rows: Tensor) -> Tensor:
-    """Return ``(B, K, S)`` cosines between some positions and all."""
+def _cosines(features: Tensor) -> Tensor:
+    """Return ``(B, S, S)`` cosines between positions."""
     unit = F.normalize(features, dim=2)
-    chosen = unit.gather(1, rows.unsqueeze(2).expand(-1, -1, unit.shape[2]))
-    return torch.bmm(chosen, unit.transpose(1, 2))
+    return torch.bmm(unit, unit.transpose(1, 2))
