@@ -64,6 +64,31 @@ def test_final_is_what_the_classifier_pools() -> None:
     assert encoder.dim == expected.shape[1] != ImageEncoder("test_efficientnet", size=64).dim
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "shallow", "grid", "early"),
+    [
+        (SMALL, "last", 0, (2, 2), (16, 32, 32)),
+        (SMALL, 0, 0, (32, 32), (16, 32, 32)),
+        ("test_resnet", ("last", -2), 1, (4, 4), (32, 16, 16)),
+        ("test_efficientnet", "final", 1, (2, 2), (24, 16, 16)),
+        ("test_vit", "last", 0, (4, 4), (64, 4, 4)),
+    ],
+)
+def test_an_early_map_comes_beside_the_same_tokens(
+    name: str, layer: int | str | tuple[int | str, ...], shallow: int, grid: tuple[int, int], early: tuple[int, ...]
+) -> None:
+    pictures = torch.randn(2, 3, 64, 64)
+    encoder = ImageEncoder(name, layer=layer, shallow=shallow, size=64, seed=3).eval()
+    plain, alone = (ImageEncoder(name, layer=one, size=64, seed=3).eval() for one in (layer, shallow))
+    with torch.no_grad():
+        tokens, same, map_ = encoder(pictures), plain(pictures), alone(pictures)
+    torch.testing.assert_close(tokens.values, same.values, rtol=0, atol=0)
+    assert (tokens.grid, tuple(tokens.extras["shallow"].shape[1:])) == (grid, early)
+    torch.testing.assert_close(tokens.extras["shallow"].flatten(2).transpose(1, 2), map_.values, rtol=0, atol=0)
+    assert encoder.fingerprint() == plain.fingerprint(), "a cache of tokens serves both"
+    assert make_encoder(json.loads(json.dumps(encoder.spec()))).shallow == shallow
+
+
 @pytest.mark.parametrize("size", [64, 96])
 def test_patch_tokens_and_class_token_of_a_transformer(size: int) -> None:
     encoder = ImageEncoder("vit_tiny_patch16_224", size=size).eval()

@@ -31,6 +31,19 @@ def test_small_prepares_pictures_and_comes_back_from_its_spec() -> None:
     assert len(encoder.tunable()) == len(list(encoder.parameters()))
 
 
+@pytest.mark.parametrize(("shallow", "shape"), [(0, (2, 8, 8, 8)), (1, (2, 8, 4, 4))])
+def test_small_gives_an_early_map_beside_the_same_tokens(shallow: int, shape: tuple[int, ...]) -> None:
+    encoder, plain = SmallEncoder(dim=16, shallow=shallow).eval(), SmallEncoder(dim=16).eval()
+    pictures = torch.randn(2, 3, 16, 16)
+    tokens = encoder(pictures)
+    assert torch.equal(tokens.values, plain(pictures).values)
+    assert tokens.extras["shallow"].shape == shape
+    assert torch.equal(tokens.extras["shallow"], plain.net[: 3 * (shallow + 1)](pictures))
+    assert encoder.fingerprint() == plain.fingerprint(), "a cache of tokens serves both"
+    assert make_encoder(json.loads(json.dumps(encoder.spec()))).shallow == shallow
+    assert not plain(pictures).extras
+
+
 def test_small_learns() -> None:
     encoder = SmallEncoder(dim=8)
     encoder(torch.randn(2, 3, 16, 16)).values.sum().backward()
@@ -62,6 +75,7 @@ def test_features_pass_through() -> None:
         ({"encoder": "small", "dim": 1}, "at least 2"),
         ({"encoder": "small", "strides": [2, 2]}, "three whole numbers"),
         ({"encoder": "small", "size": -1}, "above 0"),
+        ({"encoder": "small", "shallow": 2}, "layer 0 or 1"),
     ],
 )
 def test_wrong_specs(spec: dict[str, object], words: str) -> None:

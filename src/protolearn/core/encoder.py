@@ -28,7 +28,7 @@ class Encoder(nn.Module, ABC):
     dim: int
     preprocess: Any = None
     about_training: ClassVar[tuple[str, ...]] = ()
-    """Entries of :meth:`spec` that say what may be learned and not what comes out."""
+    """Entries of :meth:`spec` that serve training and change no token."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tokens:

@@ -118,6 +118,64 @@ class LinearEvidence(Head):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class ClassSoftmaxEvidence(Head):
+    """Each class weighs its own prototypes by a softmax: no evidence from others, none against.
+
+    ``logit_c = sum over its K_c prototypes of K_c * softmax(weight)_p * evidence_p``; the weights of a class are
+    positive and sum to ``K_c``.
+
+    Source: EvalProtoPNet (Huang et al., 2023), score aggregation.
+
+    Attributes
+    ----------
+    weight : Parameter
+        ``(P,)`` before the softmax, 1 at the start: all prototypes of a class count the same.
+
+    Examples
+    --------
+    >>> head = ClassSoftmaxEvidence(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    >>> head(torch.tensor([[1.0, 3.0, 5.0]]))
+    tensor([[4., 5.]], grad_fn=<MmBackward0>)
+    """
+
+    owned: Tensor
+
+    def __init__(self, ownership: Tensor) -> None:
+        super().__init__()
+        if ownership.ndim != 2:
+            raise ValueError(f"ownership must be (P, C), got {tuple(ownership.shape)}")
+        self.weight = nn.Parameter(torch.ones(len(ownership), device=ownership.device))
+        self.register_buffer("owned", ownership > 0)
+
+    def mixing(self) -> Tensor:
+        """Return ``(C, P)`` what each prototype counts in each class: 0 where the class does not own it."""
+        owned = self.owned.T
+        # the lowest number instead of -inf: a class without prototypes gives an even softmax, which is then cut to 0
+        low = self.weight.masked_fill(~owned, torch.finfo(self.weight.dtype).min)
+        return low.softmax(1).masked_fill(~owned, 0.0) * owned.sum(1, keepdim=True)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        return evidence @ self.mixing().T
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Return evidence times weight, ``(B, C, P)``."""
+        return evidence.unsqueeze(1) * self.mixing()
+
+    def offset(self) -> Tensor:
+        """Return zeros: there is no bias."""
+        return self.weight.new_zeros(self.owned.shape[1])
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these prototypes; the weights of a class still sum to the number it keeps."""
+        self.weight = nn.Parameter(self.weight.detach()[rows].clone(), requires_grad=self.weight.requires_grad)
+        self.owned = self.owned[rows]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_to(self, state_dict, prefix, ("weight", "owned"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 def resize_to(module: nn.Module, state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
     """Give parameters and buffers the size they have in a state dict (a bank may have grown or been pruned)."""
     for name in names:

@@ -199,6 +199,32 @@ cosine = Similarity("cosine", _COSINE.table, _paired_cosine, _COSINE)
 dot = Similarity("dot", _DOT.table, _paired_dot, _DOT)
 projection_length = Similarity("projection_length", _PROJECTION.table, _paired_projection, _PROJECTION)
 
+
+def cosine_in_parts(parts: int) -> Similarity:
+    """Return the sum of cosines with each of several equal parts of a token, for prototypes that lie in one part.
+
+    A token is ``parts`` vectors side by side, each brought to unit length by itself; a prototype, brought to unit
+    length as a whole, is zero outside its part, so the value is its cosine with that part of the token.
+
+    Examples
+    --------
+    >>> token, prototype = torch.tensor([3.0, 0.0, 0.0, 5.0]), torch.tensor([0.0, 0.0, 0.0, 2.0])
+    >>> cosine_in_parts(2).paired(token, prototype)
+    tensor(1.)
+    """
+    if parts < 1:
+        raise ValueError(f"a token has at least one part, got {parts}")
+
+    def each(x: Tensor) -> tuple[Tensor, None]:
+        return F.normalize(x.unflatten(-1, (parts, -1)), dim=-1).flatten(-2), None
+
+    def paired(x: Tensor, p: Tensor) -> Tensor:
+        return (each(x)[0] * F.normalize(p, dim=-1)).sum(-1)
+
+    product = Product(each, _unit)
+    return Similarity(f"cosine_in_{parts}_parts", product.table, paired, product)
+
+
 MEASURES: dict[str, Measure] = {m.name: m for m in (squared_l2, cosine, dot, projection_length)}
 
 

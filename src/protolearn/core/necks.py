@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.maps import enlarge
 from protolearn.structures import Tokens
 
-NeckKind = Literal["regular", "bottleneck", "principal", "identity"]
+NeckKind = Literal["regular", "bottleneck", "linear", "single", "principal", "identity"]
 
 
 def make_neck(
@@ -20,8 +21,9 @@ def make_neck(
 
     Parameters
     ----------
-    kind : {"regular", "bottleneck", "principal", "identity"}
-        ``regular``: linear, ReLU, linear, sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two
+    kind : {"regular", "bottleneck", "linear", "single", "principal", "identity"}
+        ``regular``: linear, ReLU, linear, sigmoid. ``linear``: two linear layers and no activation. ``single``: one
+        linear layer and a sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two
         layers a step, then a sigmoid. ``principal``: a fixed projection on principal axes (:class:`PrincipalAxes`, to
         be fitted to tokens), then one linear layer that starts as half the identity. ``identity``: none, and ``dim``
         must equal ``dim_in``.
@@ -48,6 +50,10 @@ def make_neck(
         with torch.no_grad():
             layer.weight.copy_(0.5 * torch.eye(*layer.weight.shape))
         return nn.Sequential(reduced, layer)
+    if kind == "linear":
+        return nn.Sequential(_linear(dim_in, dim, generator), _linear(dim, dim, generator))
+    if kind == "single":
+        return nn.Sequential(_linear(dim_in, dim, generator), nn.Sigmoid())
     widths = [(dim_in, dim), (dim, dim)] if kind == "regular" else _halving(dim_in, dim)
     layers: list[nn.Module] = []
     for source, target in widths:
@@ -71,6 +77,45 @@ def _linear(dim_in: int, dim: int, generator: torch.Generator | None) -> nn.Line
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class SideBySide(nn.Module):
+    """Several necks that see the same token; what they make of it lies side by side along the width.
+
+    Examples
+    --------
+    >>> SideBySide(nn.Linear(8, 3), nn.Linear(8, 3))(torch.zeros(2, 49, 8)).shape
+    torch.Size([2, 49, 6])
+    """
+
+    def __init__(self, *necks: nn.Module) -> None:
+        super().__init__()
+        self.necks = nn.ModuleList(necks)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``(..., sum of widths)`` for ``(..., D_in)``."""
+        return torch.cat([neck(values) for neck in self.necks], -1)
+
+
+class Finer(nn.Module):
+    """A neck whose tokens are laid out on a grid ``factor`` times finer, interpolated; see :func:`enlarge`.
+
+    For a neck that is linear, enlarging before it gives the same tokens and costs more. Tokens without a grid keep
+    their layout.
+    """
+
+    def __init__(self, neck: nn.Module, factor: int) -> None:
+        super().__init__()
+        self.neck, self.factor = neck, factor
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the neck's values, on the layout they came with."""
+        made: Tensor = self.neck(values)
+        return made
+
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return the neck's tokens on the finer grid."""
+        return enlarge(tokens.replace(values=self(tokens.values)), self.factor)
 
 
 class PrincipalAxes(nn.Module):

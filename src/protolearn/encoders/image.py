@@ -43,6 +43,9 @@ class ImageEncoder(Encoder):
         Index or name of a layer in ``layers``; ``"last"``; ``"final"`` for what the classifier pools, which in some
         networks (MobileNet, EfficientNet) is one convolution further. Several are resized to the finest of their
         grids and joined along the width.
+    shallow : int or str, optional
+        An early layer, chosen as ``layer`` is; its map is given too, as ``extras["shallow"]`` ``(B, D', H', W')`` of
+        the tokens, for terms that compare the two. Not smoothed, and not kept in a cache of frozen tokens.
     smooth : int
         Odd number of cells: each token is the mean over a square of so many cells a side, and stands for that square.
     size : int or (int, int), optional
@@ -94,7 +97,7 @@ class ImageEncoder(Encoder):
     net: Any  # a network of timm
     grid: tuple[int, ...]
 
-    about_training = ("train_from",)
+    about_training = ("train_from", "shallow")
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class ImageEncoder(Encoder):
         *,
         weights: str | Path | None = None,
         layer: Layer | Sequence[Layer] = "last",
+        shallow: Layer | None = None,
         smooth: int = 1,
         size: int | Sequence[int] | None = None,
         mean: float | Sequence[float] | None = None,
@@ -128,6 +132,8 @@ class ImageEncoder(Encoder):
             self.layers = [_describe(i, info) for i, info in enumerate(layers)]
             self.layer = layer if isinstance(layer, int | str) else tuple(layer)
             self._chosen = _chosen(layer, layers, self.name, self.layers)
+            self.shallow = shallow
+            self._early = None if shallow is None else _chosen([shallow], layers, self.name, self.layers)[0]
             self._kind, self.net = self._cut(whole)
         self._boundary = 0
         self._blocks = _blocks(self.net)
@@ -167,17 +173,23 @@ class ImageEncoder(Encoder):
         getter = getattr(whole, "forward_intermediates", None)
         patches = getter is not None and "return_prefix_tokens" in inspect.signature(getter).parameters
         if self.layer == "final" and not patches:
+            if self._early is not None and getter is None:
+                raise UsageError(f'{self.name} gives no early map beside "final": choose layer="last"')
             whole.reset_classifier(0)
             return "final", whole
         if patches or (getter is not None and hasattr(whole, "set_input_size")):
             # in one piece: building it again at another size may choose other attention windows
             if hasattr(whole, "prune_intermediate_layers"):
-                whole.prune_intermediate_layers(list(self._chosen), prune_norm=not patches, prune_head=True)
+                whole.prune_intermediate_layers(self._taken(), prune_norm=not patches, prune_head=True)
             self._options = {"return_prefix_tokens": True, "norm": True} if patches else {}
             return "intermediate", whole
-        cut = _create(self.name, self.model_args, features_only=True, out_indices=self._chosen)
+        cut = _create(self.name, self.model_args, features_only=True, out_indices=tuple(self._taken()))
         _copy(whole, _inside(cut), self.name)
         return "maps", cut
+
+    def _taken(self) -> list[int]:
+        """Return the indices of all layers that are read, rising."""
+        return sorted({*self._chosen, *([] if self._early is None else [self._early])})
 
     def _probe(self) -> tuple[int, tuple[int, ...]]:
         """Return width and grid, by running the network once on nothing."""
@@ -210,20 +222,31 @@ class ImageEncoder(Encoder):
         size = (inputs.shape[-2], inputs.shape[-1])
         if self._kind == "intermediate":
             return self._intermediate(inputs, size)
-        maps = self.net.forward_features(inputs) if self._kind == "final" else self.net(inputs)
-        maps = maps if isinstance(maps, list | tuple) else [maps]
-        return _joined([_channels_first(m, self.net) for m in maps], size)
+        if self._kind == "final":
+            if self._early is None:
+                return _joined([_channels_first(self.net.forward_features(inputs), self.net)], size)
+            last, early = self.net.forward_intermediates(inputs, indices=[self._early], output_fmt="NCHW")
+            return _joined([_channels_first(last, self.net)], size).replace(extras={"shallow": early[0]})
+        found = self.net(inputs)
+        maps = dict(zip(self._taken(), [_channels_first(m, self.net) for m in found], strict=True))
+        return self._tokens_of(maps, size)
+
+    def _tokens_of(self, maps: Mapping[int, Tensor], size: tuple[int, int]) -> Tokens:
+        """Return the chosen ones of the maps as tokens, the early one beside them."""
+        tokens = _joined([maps[index] for index in self._chosen], size)
+        return tokens if self._early is None else tokens.replace(extras={"shallow": maps[self._early]})
 
     def _intermediate(self, inputs: Tensor, size: tuple[int, int]) -> Tokens:
         # NCHW rather than NLC: the map says how the patches lie, also where a network takes several sizes
         found = self.net.forward_intermediates(
             inputs,
-            indices=list(self._chosen),
+            indices=self._taken(),
             output_fmt="NCHW",
             intermediates_only=True,
             **self._options,
         )
-        tokens = _joined([one[0] if isinstance(one, tuple) else one for one in found], size)
+        maps = [one[0] if isinstance(one, tuple) else one for one in found]
+        tokens = self._tokens_of(dict(zip(self._taken(), maps, strict=True)), size)
         if isinstance(found[-1], tuple) and getattr(self.net, "cls_token", None) is not None:
             return tokens.replace(summary=found[-1][1][:, 0])
         return tokens
@@ -266,6 +289,7 @@ class ImageEncoder(Encoder):
             "encoder": "image",
             "name": self.name,
             "layer": list(self.layer) if isinstance(self.layer, tuple) else self.layer,
+            "shallow": self.shallow,
             "smooth": self.smooth,
             **self.preprocess.to_dict(),
             "train_from": self.train_from,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from protolearn.data.transforms import Preprocess
 
 
+_LAYER = 3  # modules of a layer: convolution, batch norm, ReLU
+
+
 class SmallEncoder(Encoder):
     """Three convolutions with batch norm and ReLU; random weights, any input size.
 
@@ -31,6 +34,8 @@ class SmallEncoder(Encoder):
         Of the layers; smaller ones make tokens that see less.
     size : int or (int, int)
         Height and width that pictures are resized to.
+    shallow : {0, 1}, optional
+        Also give the map after this layer, as ``extras["shallow"]`` ``(B, D', H', W')`` of the tokens.
     seed : int
         Of the initial weights.
 
@@ -42,6 +47,8 @@ class SmallEncoder(Encoder):
 
     preprocess: Preprocess
 
+    about_training = ("shallow",)  # tokens are the same with and without
+
     def __init__(
         self,
         dim: int = 64,
@@ -49,6 +56,7 @@ class SmallEncoder(Encoder):
         strides: Sequence[int] = (2, 2, 1),
         kernels: Sequence[int] = (3, 3, 3),
         size: int | Sequence[int] = (32, 32),
+        shallow: int | None = None,
         seed: int = 0,
     ) -> None:
         from protolearn.data.transforms import Preprocess
@@ -60,6 +68,9 @@ class SmallEncoder(Encoder):
             raise UsageError(f"strides must be three whole numbers of at least 1, got {tuple(strides)}")
         if len(kernels) != 3 or min(kernels) < 1 or any(kernel % 2 == 0 for kernel in kernels):
             raise UsageError(f"kernels must be three odd numbers, got {tuple(kernels)}")
+        if shallow not in (None, 0, 1):
+            raise UsageError(f"shallow must be layer 0 or 1 of the three, got {shallow!r}")
+        self.shallow = shallow
         self.dim, self.strides, self.kernels = dim, tuple(strides), tuple(kernels)
         height, width = (size, size) if isinstance(size, int) else size
         self.preprocess = Preprocess(
@@ -81,11 +92,15 @@ class SmallEncoder(Encoder):
         """Return one token for each cell of the last map."""
         if inputs.ndim != 4 or inputs.shape[1] != 3:
             raise UsageError(f"pictures must be (B, 3, H, W), got {tuple(inputs.shape)}")
-        features = self.net(inputs)
+        features, extras = inputs, {}
+        for i in range(0, len(self.net), _LAYER):
+            features = self.net[i : i + _LAYER](features)
+            if self.shallow == i // _LAYER:
+                extras["shallow"] = features
         height, width = inputs.shape[-2:]
         grid = (features.shape[-2], features.shape[-1])
         values = features.flatten(2).transpose(1, 2)
-        return Tokens(values, grid=grid, input_size=(height, width), window=self.window)
+        return Tokens(values, grid=grid, input_size=(height, width), window=self.window, extras=extras)
 
     def spec(self) -> dict[str, Any]:
         """Return the settings that rebuild it without weights."""
@@ -95,4 +110,5 @@ class SmallEncoder(Encoder):
             "strides": list(self.strides),
             "kernels": list(self.kernels),
             "size": list(self.preprocess.size),
+            "shallow": self.shallow,
         }
