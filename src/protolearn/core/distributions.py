@@ -86,11 +86,12 @@ def _log_two_pi(codes: Tensor) -> float:
     return codes.shape[-1] * math.log(2 * math.pi)
 
 
-def factor_of(covariance: Tensor, floor: float = 1e-6) -> Tensor:
+def factor_of(covariance: Tensor, floor: float = 0.0) -> Tensor:
     """Return the lower Cholesky factor of a covariance ``(D, D)``, which may be singular.
 
-    Only where it cannot be factored is the diagonal raised: by ``floor`` times the mean variance (or by ``floor``
-    itself, where that is zero), ten times more until it can.
+    Variances along its axes that are below ``floor`` times their mean are raised to it, and to a millionth of the mean
+    where it could not be factored otherwise (to a millionth, where the mean is zero). With a floor of 0 the factor of a
+    covariance that has one is exact.
 
     Examples
     --------
@@ -101,16 +102,15 @@ def factor_of(covariance: Tensor, floor: float = 1e-6) -> Tensor:
     True
     """
     exact = covariance.double()
-    identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
-    mean = float(exact.diagonal().mean())
-    if not math.isfinite(mean):
+    if not bool(torch.isfinite(exact).all()):
         raise ValueError("a covariance is not finite: look for NaN among the codes")
-    step, raised = floor * (mean if mean > 0 else 1.0), 0.0
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(exact + raised * identity)
-        if not int(failed) and bool((factor.diagonal() > FLOOR).all()):
-            return factor.to(covariance.dtype)
-        raised = step if raised == 0.0 else 10 * raised
+    mean = float(exact.diagonal().mean())
+    variances, axes = torch.linalg.eigh(exact)
+    least = max(floor, 1e-6) * (mean if mean > 1e-6 else 1.0)
+    factor, failed = torch.linalg.cholesky_ex(exact)
+    if int(failed) or float(variances[0]) < floor * mean or not bool((factor.diagonal() > 2 * FLOOR).all()):
+        factor = torch.linalg.cholesky(axes * variances.clamp_min(least) @ axes.T)
+    return factor.to(covariance.dtype)
 
 
 def softplus_inverse(values: Tensor) -> Tensor:
@@ -143,8 +143,12 @@ class PrototypeLaw(nn.Module, ABC):
         """Return ``(P, D, D)``, about each prototype's own mean."""
 
     @abstractmethod
-    def fit(self, row: int, codes: Tensor, generator: torch.Generator) -> Tensor:
-        """Fit one prototype to codes ``(N, D)``, N > 0, and return the vector that goes with it."""
+    def fit(self, row: int, codes: Tensor, generator: torch.Generator, floor: float = 0.0) -> Tensor:
+        """Fit one prototype to codes ``(N, D)``, N > 0, and return the vector that goes with it.
+
+        ``floor`` is the smallest variance along an axis, as a share of their mean: few codes, or codes that never vary
+        in some direction, would make a law that nothing else is likely under.
+        """
 
     @abstractmethod
     def scale_by(self, factor: float) -> None:
@@ -212,9 +216,10 @@ class DiagonalLaw(PrototypeLaw):
         return torch.diag_embed(self.deviations().square())
 
     @torch.no_grad()
-    def fit(self, row: int, codes: Tensor, generator: torch.Generator) -> Tensor:
+    def fit(self, row: int, codes: Tensor, generator: torch.Generator, floor: float = 0.0) -> Tensor:
         """Take the codes' standard deviations (not their variances) and return their mean."""
-        deviations = codes.double().std(0, correction=0).to(codes.dtype)
+        variances = codes.double().var(0, correction=0)
+        deviations = variances.clamp_min(floor * float(variances.mean())).sqrt().to(codes.dtype)
         self.raw[row] = softplus_inverse((deviations - FLOOR).clamp_min(FLOOR))
         return codes.mean(0)
 
@@ -275,10 +280,10 @@ class FullLaw(PrototypeLaw):
         return factors @ factors.transpose(1, 2)
 
     @torch.no_grad()
-    def fit(self, row: int, codes: Tensor, generator: torch.Generator) -> Tensor:
+    def fit(self, row: int, codes: Tensor, generator: torch.Generator, floor: float = 0.0) -> Tensor:
         """Take the codes' population covariance and return their mean."""
         moments = class_moments(codes, torch.zeros(len(codes), dtype=torch.long, device=codes.device), 1)
-        self.raw[row] = self.raw_of(factor_of(moments.covariances[0]))
+        self.raw[row] = self.raw_of(factor_of(moments.covariances[0], floor))
         return moments.means[0]
 
     @torch.no_grad()
@@ -338,7 +343,7 @@ class MixtureLaw(PrototypeLaw):
         return within + (shares[:, 0] * shares[:, 1])[:, None, None] * between
 
     @torch.no_grad()
-    def fit(self, row: int, codes: Tensor, generator: torch.Generator) -> Tensor:
+    def fit(self, row: int, codes: Tensor, generator: torch.Generator, floor: float = 0.0) -> Tensor:
         """Part the codes by 2-means and take each part's moments; one part twice where there is nothing to part."""
         parts = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
         if len(codes) > 1:
@@ -348,7 +353,7 @@ class MixtureLaw(PrototypeLaw):
         moments = class_moments(codes, parts, 2)
         second = int(int(moments.counts[1]) > 0)
         share = float(moments.counts[0]) / len(codes) if second else 0.5
-        self.raw[row] = torch.stack([FullLaw.raw_of(factor_of(moments.covariances[i])) for i in (0, second)])
+        self.raw[row] = torch.stack([FullLaw.raw_of(factor_of(moments.covariances[i], floor)) for i in (0, second)])
         self.offset[row] = moments.means[second] - moments.means[0]
         self.tilt[row] = float(torch.logit(torch.tensor(2 * share - 1), eps=1e-6))
         return moments.means[0]
