@@ -204,6 +204,8 @@ class Output:
         ``(B, S, P)`` similarities at every position, where pooling needed them (every pooling but the maximum).
     reconstruction : Tensor or None
         What the model's decoder made of the embedded tokens.
+    original : Tensor or None
+        What it ought to have made of them; None where that is not at hand.
     targets : mapping of str to Tensor
         What is known of the cases beside their class, ``(B, ...)`` each; for objectives.
     """
@@ -221,6 +223,7 @@ class Output:
     encoded: Tokens | None = None
     table: Tensor | None = None
     reconstruction: Tensor | None = None
+    original: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Output:

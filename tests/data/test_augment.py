@@ -21,6 +21,7 @@ KINDS = {
     "shear": Augment(flip=0, rotation=0, shear=20, skew=0),
     "skew": Augment(flip=0, rotation=0, shear=0, skew=0.4),
     "crop": Augment(flip=0, rotation=0, shear=0, skew=0, crop=(0.5, 0.8)),
+    "elastic": Augment(flip=0, rotation=0, shear=0, skew=0, elastic=80, elastic_sigma=12),
     "one": Augment(),
     "all": Augment(one_of=False, crop=(0.7, 1.0)),
 }

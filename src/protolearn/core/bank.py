@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.distributions import PrototypeLaw
 from protolearn.core.heads import resize_to
 from protolearn.core.updates import Mixture, merge_components
 from protolearn.structures import Source
@@ -51,6 +52,8 @@ class PrototypeBank(nn.Module):
         ``(P,)`` int64: a membership beside the classes, such as a concept, a scale or a branch.
     constraint : callable, optional
         Where the vectors may lie, see :meth:`constrain`; part of the code, not saved.
+    law : PrototypeLaw, optional
+        How each prototype scatters about its vector, where prototypes are distributions.
 
     Attributes
     ----------
@@ -98,6 +101,7 @@ class PrototypeBank(nn.Module):
         spread: Tensor | None = None,
         groups: Tensor | None = None,
         constraint: Constraint | None = None,
+        law: PrototypeLaw | None = None,
     ) -> None:
         super().__init__()
         if vectors.ndim not in (2, 3):
@@ -113,6 +117,7 @@ class PrototypeBank(nn.Module):
             raise ValueError(f"groups must be (P,) = ({count},), got {tuple(groups.shape)}")
         self.learned = learned and vectors.ndim == 2
         self.constraint = constraint
+        self.law: PrototypeLaw | None = law
         self.drawn = vectors.ndim == 3
         for name, tensor in (("vectors", vectors), ("spread", spread)):
             if tensor is not None and self.learned:
@@ -213,6 +218,8 @@ class PrototypeBank(nn.Module):
             old = getattr(self, name)
             self._replace(name, None if old is None else old[:, rows] if old.ndim == 3 else old[rows])
         self.sources = [self.sources[row] for row in rows.tolist()]
+        if self.law is not None:
+            self.law.keep(rows)
 
     def prune(self, ids: Sequence[int] | Tensor) -> None:
         """Remove prototypes by id; the others keep theirs."""
@@ -257,6 +264,8 @@ class PrototypeBank(nn.Module):
             old = getattr(self, name)
             self._replace(name, None if old is None or rows is None else torch.cat([old.detach(), rows.to(old)]))
         self.sources += [None] * count if sources is None else list(sources)
+        if self.law is not None:
+            self.law.grow(count)
         self.next_id += count
         return fresh
 
@@ -264,7 +273,8 @@ class PrototypeBank(nn.Module):
     def merge(self, ids: Sequence[int] | Tensor) -> int:
         """Merge prototypes into the first: mean vector (weighted by counts where there are any), joint ownership.
 
-        The merged prototype is no training case any more, so its source becomes None. The first id survives.
+        The merged prototype is no training case any more, so its source becomes None. The first id survives, and so
+        does its law.
         """
         rows = self.rows(ids)
         if len(rows) < 2 or len(set(rows.tolist())) != len(rows):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.decoders import Decoder
 from protolearn.structures import Tokens
 
 
@@ -41,6 +42,10 @@ class Encoder(nn.Module, ABC):
     def tunable(self) -> list[nn.Parameter]:
         """Return the parameters a phase that trains the encoder may change: all, unless a part is kept frozen."""
         return list(self.parameters())
+
+    def make_decoder(self, seed: int = 0) -> Decoder | None:
+        """Return an untrained decoder from its tokens back to its inputs, for encoders that have one."""
+        return None
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of settings and weights: encoders with the same one make the same tokens."""

@@ -109,6 +109,16 @@ class LinearEvidence(Head):
         """Return the bias, or zeros."""
         return self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
 
+    def favoured(self) -> Tensor:
+        """Return ``(P,)``: the class each prototype speaks for most, whatever class owns it.
+
+        Examples
+        --------
+        >>> LinearEvidence(torch.tensor([[1.0, -2.0], [0.5, -1.0]])).favoured()
+        tensor([0, 1])
+        """
+        return self.weight.argmax(0)
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these columns of the weight."""
         self.weight = nn.Parameter(self.weight.detach()[:, rows].clone(), requires_grad=self.weight.requires_grad)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
+from protolearn.core.decoders import Decoder
 from protolearn.core.encoder import Encoder, fingerprint
 from protolearn.core.heads import Head
 from protolearn.core.matching import all_matches, best_match
@@ -47,7 +48,7 @@ class PrototypeModel(nn.Module):
     across : callable, optional
         Applied to the table of similarities before pooling, where prototypes at one position compete (a softmax over
         prototypes, say).
-    decoder : Module, optional
+    decoder : Decoder, optional
         From embedded token values back to what was encoded.
 
     Attributes
@@ -88,7 +89,7 @@ class PrototypeModel(nn.Module):
         similarity: ToSimilarity | None = None,
         pooling: Pooling = max_pool,
         across: Across | None = None,
-        decoder: nn.Module | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         if isinstance(measure, Distance) and similarity is None:
@@ -97,7 +98,7 @@ class PrototypeModel(nn.Module):
         self.neck: nn.Module = neck
         self.bank: PrototypeBank = bank
         self.head: Head = head
-        self.decoder: nn.Module | None = decoder
+        self.decoder: Decoder | None = decoder
         self.measure, self.pooling, self.across = measure, pooling, across
         self.similarity: ToSimilarity = Identity() if similarity is None else similarity
         self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
@@ -144,15 +145,18 @@ class PrototypeModel(nn.Module):
         out = Output(tokens, distances, similarities, positions, evidence, none, self.bank, self.head, table=table)
         return out.replace(logits=self.head.read(out))
 
-    def run(self, encoded: Tokens) -> Output:
-        """Return the path from the encoder's tokens on."""
+    def run(self, encoded: Tokens, inputs: Tensor | None = None) -> Output:
+        """Return the path from the encoder's tokens on; ``inputs`` are what it made them of, where they are at hand."""
         tokens = self.embed(encoded)
-        made = None if self.decoder is None else self.decoder(tokens.values)
-        return self.score(tokens).replace(encoded=encoded, reconstruction=made)
+        out = self.score(tokens).replace(encoded=encoded, inputs=inputs)
+        if self.decoder is None:
+            return out
+        original = self.decoder.original(inputs, encoded)
+        return out.replace(reconstruction=self.decoder(tokens.values), original=original)
 
     def forward(self, inputs: Tensor) -> Output:
         """Return the whole path for a batch of inputs."""
-        return self.run(self.encode(inputs)).replace(inputs=inputs)
+        return self.run(self.encode(inputs), inputs)
 
     @torch.no_grad()
     def maps(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:

@@ -1,4 +1,7 @@
-"""The layers between encoder and prototypes, acting on each token by itself: ``(..., D_in) -> (..., D)``."""
+"""The layers between encoder and prototypes, acting on each token by itself: ``(..., D_in) -> (..., D)``.
+
+Necks with ``on_tokens`` make tokens of tokens instead: the input as a whole, and codes that are drawn.
+"""
 
 from __future__ import annotations
 
@@ -138,6 +141,15 @@ class PrincipalAxes(nn.Module):
         """Return ``(..., axes)`` for ``(..., D_in)``."""
         return (values - self.mean) @ self.axes / self.scale
 
+    @property
+    def fitted(self) -> bool:
+        """Whether :meth:`fit` has been called (or the tokens were on the first coordinates all along)."""
+        return bool(self.mean.any())
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Return ``(..., D_in)`` for ``(..., axes)``: what lies off the axes is the mean's."""
+        return (values * self.scale) @ self.axes.T + self.mean
+
     @torch.no_grad()
     def fit(self, batches: Iterable[Tokens]) -> None:
         """Measure mean, axes and scale in one pass over tokens; memory does not grow with their number.
@@ -170,3 +182,73 @@ class PrincipalAxes(nn.Module):
         self.mean.copy_(mean)
         self.axes.copy_(chosen)
         self.scale.copy_(spread.sqrt())
+
+
+def whole_input(tokens: Tokens) -> Tokens:
+    """Return one token an input, the mean over its real positions; it has no place. An input without any gives 0.
+
+    Examples
+    --------
+    >>> whole_input(Tokens(torch.tensor([[[1.0], [3.0]]]), grid=(2,))).values
+    tensor([[[2.]]])
+    """
+    if tokens.values.shape[1] == 1 and tokens.mask is None:
+        return tokens.replace(grid=None, input_size=None, window=1)
+    values = tokens.values
+    if tokens.mask is None:
+        mean = values.mean(1, keepdim=True)
+    else:
+        real = tokens.mask.unsqueeze(-1)
+        mean = values.masked_fill(~real, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+    return tokens.replace(values=mean, mask=None, grid=None, input_size=None, window=1)
+
+
+class WholeInput(nn.Module):
+    """Take the input as a whole: the mean of its tokens, then some layers.
+
+    Examples
+    --------
+    >>> WholeInput(nn.Linear(4, 2)).on_tokens(Tokens(torch.zeros(3, 49, 4))).values.shape
+    torch.Size([3, 1, 2])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return one token an input."""
+        whole = whole_input(tokens)
+        return whole.replace(values=self.net(whole.values))
+
+
+class DrawnCode(nn.Module):
+    """Take half of what a neck gives for the mean of a code and half for its log variance, and draw the code.
+
+    In eval mode the code is its mean. Both are kept in the tokens' extras, as ``mean`` and ``log_variance``. Noise
+    comes from torch's global generator, which the training loops seed.
+
+    Examples
+    --------
+    >>> DrawnCode(WholeInput(nn.Linear(4, 6))).eval().on_tokens(Tokens(torch.zeros(3, 49, 4))).values.shape
+    torch.Size([3, 1, 3])
+    """
+
+    def __init__(self, inner: WholeInput) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return tokens of half the width."""
+        moments = self.inner.on_tokens(tokens)
+        mean, log_variance = moments.values.chunk(2, dim=-1)
+        drawn = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
+        extras = {**tokens.extras, "mean": mean, "log_variance": log_variance}
+        return moments.replace(values=drawn, extras=extras)
+
+
+def fit_axes(neck: nn.Module, batches: Iterable[Tokens]) -> None:
+    """Fit the principal axes of a neck to whole inputs, given as the encoder's tokens; once, and none is no error."""
+    for module in neck.modules():
+        if isinstance(module, PrincipalAxes) and not module.fitted:
+            module.fit(whole_input(tokens) for tokens in batches)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from protolearn.data.annotations import Annotation
 from protolearn.data.transforms import Preprocess, clipped, from_plain, moved, to_plain
@@ -42,6 +43,10 @@ class Augment:
         Width over height of that window.
     brightness, contrast, saturation, hue : float
         Strength of colour changes, as torchvision's ``ColorJitter`` counts them.
+    elastic, elastic_sigma : float
+        Elastic deformation (Simard et al., 2003), applied last: every pixel moves by ``elastic`` times uniform noise
+        from -1 to 1, blurred with a Gaussian of this deviation in pixels. 0 = none. The prototype autoencoder's is 20
+        and 4, on 28 x 28 pixels.
 
     Examples
     --------
@@ -61,6 +66,8 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    elastic: float = 0.0
+    elastic_sigma: float = 4.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1 or not 0 <= self.skew < 1:
@@ -71,6 +78,10 @@ class Augment:
             )
         if min(self.brightness, self.contrast, self.saturation) < 0 or not 0 <= self.hue <= 0.5:
             raise UsageError("brightness, contrast and saturation must be at least 0, hue must lie in 0 to 0.5")
+        if not 0 <= self.elastic < float("inf") or not 0 < self.elastic_sigma <= 100:
+            raise UsageError(
+                f"elastic must be at least 0 and elastic_sigma in (0, 100], got {self.elastic} and {self.elastic_sigma}"
+            )
         if self.crop is not None:
             object.__setattr__(self, "crop", tuple(self.crop))
             if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
@@ -128,6 +139,8 @@ class Augment:
             picture, carried, regions = chain(picture, carried, regions)
             mask = regions.as_subclass(Tensor)[0].numpy()
         found = carried.as_subclass(Tensor).double().numpy()[:, :2]
+        if self.elastic:
+            picture, found, mask = self._bent(picture, found, mask)
         quads = found[: len(corners)].reshape(-1, 4, 2)
         boxes = np.concatenate([quads.min(1), quads.max(1)], axis=1)
         points = np.concatenate([found[len(corners) :], annotation.points[:, 2:]], axis=1)
@@ -151,6 +164,38 @@ class Augment:
             shapes = [v2.RandomChoice(shapes)]
         colours = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
         return v2.Compose([*shapes, v2.RandomHorizontalFlip(self.flip), colours])
+
+    def _bent(
+        self, picture: Image.Image, places: np.ndarray, mask: np.ndarray | None
+    ) -> tuple[Image.Image, np.ndarray, np.ndarray | None]:
+        """Draw and apply the elastic deformation, to places ``(N, 2)`` too."""
+        height, width = picture.height, picture.width
+        reach = int(4 * self.elastic_sigma + 0.5)
+        bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / self.elastic_sigma).square())
+        bell /= bell.sum()
+        moves = torch.rand(2, 1, height, width) * 2 - 1
+        moves = F.conv2d(moves, bell.view(1, 1, -1, 1), padding=(reach, 0))  # beyond the border nothing moves
+        moves = self.elastic * F.conv2d(moves, bell.view(1, 1, 1, -1), padding=(0, reach))[:, 0]  # (x and y, H, W)
+
+        def at(points: Tensor, values: Tensor, mode: str = "bilinear") -> Tensor:
+            """Return values (K, H, W) at places (..., 2) in pixels, whose centres lie on halves."""
+            unit = points.reshape(1, 1, -1, 2) / torch.tensor([width, height]) * 2 - 1
+            found = F.grid_sample(values[None], unit, mode=mode, padding_mode="border", align_corners=False)
+            return found[0, :, 0]
+
+        down, across = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        seen = torch.stack([across + moves[0], down + moves[1]], dim=-1)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        bent = at(seen, pixels).round().clamp(0, 255).to(torch.uint8).view(-1, height, width)
+        if mask is not None:
+            mask = at(seen, torch.from_numpy(mask.copy())[None].float(), "nearest").view(height, width).numpy()
+            mask = mask.astype(np.uint8)
+        # a pixel shows what was at its place plus its move: what was at a place is found by going back, step by step
+        start = torch.from_numpy(places).float()
+        goal = start
+        for _ in range(20):
+            goal = start - at(goal, moves).T
+        return Image.fromarray(bent.permute(1, 2, 0).numpy()), goal.double().numpy(), mask
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

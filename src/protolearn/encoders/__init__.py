@@ -1,4 +1,4 @@
-"""What turns inputs into tokens: networks of timm, a small network, ready features; and a cache of frozen tokens.
+"""What turns inputs into tokens: networks of timm, a small network, an autoencoder, ready features; a cache of tokens.
 
 Importing this costs nothing beyond PyTorch: timm and Pillow are imported when an image encoder is made.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from protolearn.core.encoder import Encoder
+from protolearn.encoders.autoencoder import ConvAutoencoder
 from protolearn.encoders.cache import TokenCache, token_cache
 from protolearn.encoders.features import FeatureEncoder
 from protolearn.encoders.image import ImageEncoder
@@ -18,6 +19,7 @@ from protolearn.errors import UsageError, nearest_names
 
 __all__ = [
     "KINDS",
+    "ConvAutoencoder",
     "FeatureEncoder",
     "ImageEncoder",
     "SmallEncoder",
@@ -26,7 +28,12 @@ __all__ = [
     "token_cache",
 ]
 
-KINDS: dict[str, type[Encoder]] = {"image": ImageEncoder, "small": SmallEncoder, "features": FeatureEncoder}
+KINDS: dict[str, type[Encoder]] = {
+    "image": ImageEncoder,
+    "small": SmallEncoder,
+    "autoencoder": ConvAutoencoder,
+    "features": FeatureEncoder,
+}
 
 
 def make_encoder(spec: Mapping[str, Any]) -> Encoder:

@@ -51,6 +51,7 @@ class Schedule:
         self.model.to(self.stores.device)
         if isinstance(phase, Initialise):
             before = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+            self.model.eval()
             self.method.initialise(self.model, self.stores.batches(), self.how.seed)
             if {name: parameter.shape for name, parameter in self.model.named_parameters()} != before:
                 self.record.progress.runs.clear()  # their parameters are of another size now
