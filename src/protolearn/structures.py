@@ -17,6 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from protolearn.core.bank import PrototypeBank
     from protolearn.core.heads import Head
+    from protolearn.core.similarities import ToSimilarity
 
 
 class Batch(NamedTuple):
@@ -206,6 +207,10 @@ class Output:
         What the model's decoder made of the embedded tokens.
     targets : mapping of str to Tensor
         What is known of the cases beside their class, ``(B, ...)`` each; for objectives.
+    paired : bool
+        The second half of the batch shows the cases of the first half again, in another view.
+    similarity : callable or None
+        What made similarities of distances, for terms on its own parameters.
     """
 
     tokens: Tokens | None
@@ -222,6 +227,8 @@ class Output:
     table: Tensor | None = None
     reconstruction: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    paired: bool = False
+    similarity: ToSimilarity | None = None
 
     def replace(self, **changes: Any) -> Output:
         """Return a copy with some fields changed."""

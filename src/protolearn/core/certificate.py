@@ -25,6 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from protolearn.core.reasoning import Reasoning
+from protolearn.core.similarities import RadialBasis
+from protolearn.errors import UsageError
+from protolearn.structures import Output
+
 _NOTHING = -1e30
 """Stands for log 0: finite, so that gradients of what is left out are 0 and not nan."""
 
@@ -109,6 +114,25 @@ def _bisect(t: Tensor, sigma: Tensor, shares: Tensor, target: Tensor, steps: int
         good = holds(middle) & wins
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
     return low.masked_fill(pairs.safe, torch.inf).scatter(1, target.unsqueeze(1), torch.inf)
+
+
+def certified_radius(out: Output) -> Tensor:
+    """Return ``(B,)`` how far each input may move, where distances are taken, with its prediction proven to stay.
+
+    For outputs of a ``Reasoning`` head over radial basis functions of squared L2 distances; up to rounding of the
+    distances themselves. Without gradient, float64, inf where nothing can change the prediction.
+
+    Raises
+    ------
+    UsageError
+        If the output was made by anything else: there is no certificate then.
+    """
+    head, similar = out.head, out.similarity
+    if not isinstance(head, Reasoning) or not isinstance(similar, RadialBasis) or out.distances is None or head.clip:
+        raise UsageError("a certified radius needs reasoning over radial basis functions, without clipped detections")
+    with torch.no_grad():
+        distances = out.distances.double().sqrt()
+        return radius_by_bisection(distances, similar.width, head.shares(out.bank.usable), out.logits.argmax(1)).amin(1)
 
 
 def radius_closed_form(distances: Tensor, sigma: Tensor, shares: Tensor, target: Tensor) -> Tensor:

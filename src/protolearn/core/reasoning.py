@@ -102,8 +102,6 @@ class Reasoning(Head):
     True
     """
 
-    reads = ("evidence",)
-
     def __init__(self, theta: Tensor, *, clip: float = 0.0) -> None:
         super().__init__()
         reasoning(theta)  # checks the shape
@@ -160,6 +158,11 @@ class Reasoning(Head):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the scores themselves: they are in [0, 1] and need not sum to 1."""
         return logits
+
+    def per_unit(self, count: int) -> Tensor | None:
+        """Return ``R+ - R-``, ``(C, P)``: what a component found adds, beside one that is absent."""
+        present, absent = self.shares()
+        return present - absent
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these components; the softmax is over what is left."""

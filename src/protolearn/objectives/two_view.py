@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from protolearn.structures import Output
+
 
 def two_view_alignment(first: Tensor, second: Tensor, mask: Tensor | None = None, eps: float = 1e-12) -> Tensor:
     """Return the mean over real positions of ``-log(<p1, p2> + eps)``, each side once held fixed.
@@ -73,3 +75,23 @@ def mean_entropy(distributions: Tensor, eps: float = 1e-12) -> Tensor:
     True
     """
     return -(distributions * (distributions + eps).log()).sum(-1).mean()
+
+
+def two_view_terms(out: Output) -> tuple[Tensor, Tensor]:
+    """Return alignment and presence of an output whose embedded tokens are distributions over prototypes.
+
+    Where the batch is paired, its halves are the two views, and presence is the mean of both. Otherwise a view stands
+    for both: alignment then only asks each place to choose one prototype. 0 for alignment where tokens were not kept.
+    """
+    evidence = out.evidence
+    views = evidence.chunk(2) if out.paired else (evidence,)
+    presence = torch.stack([presence_tanh(view) for view in views]).mean()
+    if out.tokens is None:
+        return evidence.sum() * 0.0, presence
+    values, mask = out.tokens.values, out.tokens.mask
+    if not out.paired:
+        return two_view_alignment(values, values, mask), presence
+    first, second = values.chunk(2)
+    if mask is not None:
+        mask = mask.chunk(2)[0] & mask.chunk(2)[1]
+    return two_view_alignment(first, second, mask), presence
