@@ -17,6 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from protolearn.core.bank import PrototypeBank
     from protolearn.core.heads import Head
+    from protolearn.core.similarities import ToSimilarity
 
 
 class Batch(NamedTuple):
@@ -208,6 +209,10 @@ class Output:
         What it ought to have made of them; None where that is not at hand.
     targets : mapping of str to Tensor
         What is known of the cases beside their class, ``(B, ...)`` each; for objectives.
+    paired : bool
+        The second half of the batch shows the cases of the first half again, in another view.
+    similarity : callable or None
+        What made similarities of distances, for terms on its own parameters.
     """
 
     tokens: Tokens | None
@@ -225,6 +230,8 @@ class Output:
     reconstruction: Tensor | None = None
     original: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    paired: bool = False
+    similarity: ToSimilarity | None = None
 
     def replace(self, **changes: Any) -> Output:
         """Return a copy with some fields changed."""

@@ -77,6 +77,8 @@ class Train(Phase):
         The rates fall along half a cosine over this phase's epochs, to ``floor`` times what they were.
     floor : float
         See ``cosine``.
+    restart : mapping
+        Epochs after which the cosine of a group begins anew, time after time; those not named have one cosine.
     warmup : int
         Epochs in which the rates rise to their value in a straight line; the cosine begins after them.
     per : {"epoch", "step"}
@@ -104,6 +106,7 @@ class Train(Phase):
     milestones: tuple[int, ...] = ()
     cosine: bool = False
     floor: float = 0.0
+    restart: Mapping[str, int] = field(default_factory=dict)
     warmup: int = 0
     per: Literal["epoch", "step"] = "epoch"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -112,25 +115,29 @@ class Train(Phase):
     pairs: bool = False
 
     def __post_init__(self) -> None:
-        for group in (*self.rates, *self.decay):
+        for group in (*self.rates, *self.decay, *self.restart):
             if group not in GROUPS:
                 raise UsageError(f"phase {self.name!r} names the group {group!r}: {nearest_names(group, GROUPS)}")
         if self.epochs < 0 or self.step < 0 or not self.rates:
             raise UsageError(f"phase {self.name!r} needs epochs >= 0, step >= 0 and at least one group with a rate")
+        if any(period < 1 for period in self.restart.values()):
+            raise UsageError(f"phase {self.name!r} needs restart periods of at least 1, got {dict(self.restart)}")
         if self.warmup < 0 or not 0 <= self.floor <= 1 or self.optimizer not in ("adam", "adamw", "sgd"):
             raise UsageError(
                 f"phase {self.name!r} needs warmup >= 0, floor from 0 to 1 and the optimizer adam, adamw or sgd"
             )
 
-    def factor(self, done: float, unit: float = 1.0) -> float:
-        """Return what the rates are multiplied by after ``done`` epochs of this run; the next is ``unit`` away."""
+    def factor(self, done: float, unit: float = 1.0, group: str = "") -> float:
+        """Return what a group's rate is multiplied by after ``done`` epochs of this run; the next is ``unit`` away."""
         whole = int(done)
         factor = self.gamma ** ((whole + 1) // self.step) if self.step else 1.0
         factor *= self.gamma ** sum(whole >= milestone for milestone in self.milestones)
         if done < self.warmup:
             return factor * (done + unit) / self.warmup
         if self.cosine:
-            along = min(1.0, (done - self.warmup) / max(self.epochs - self.warmup, 1))
+            length = self.restart.get(group)
+            past = done - self.warmup
+            along = past % length / length if length else min(1.0, past / max(self.epochs - self.warmup, 1))
             factor *= self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along))
         return factor
 

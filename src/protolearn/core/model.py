@@ -15,7 +15,7 @@ from protolearn.core.heads import Head
 from protolearn.core.matching import all_matches, best_match
 from protolearn.core.measures import Distance, Measure
 from protolearn.core.pooling import Pooling, max_pool
-from protolearn.core.similarities import Identity, ToSimilarity
+from protolearn.core.similarities import Identity, PerPrototype, ToSimilarity
 from protolearn.structures import Output, Tokens
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class PrototypeModel(nn.Module):
         similarities = similarities.masked_fill(~usable, float("-inf"))
         none = evidence.new_zeros(len(evidence), 0)
         out = Output(tokens, distances, similarities, positions, evidence, none, self.bank, self.head, table=table)
+        out = out.replace(similarity=self.similarity)
         return out.replace(logits=self.head.read(out))
 
     def run(self, encoded: Tokens, inputs: Tensor | None = None) -> Output:
@@ -166,7 +167,10 @@ class PrototypeModel(nn.Module):
         """
         one_by_one = rows is not None and self.across is None  # prototypes that compete are compared together
         vectors = self.bank.vectors[..., rows, :] if one_by_one else self.bank.vectors
-        table = self.similarity(all_matches(tokens.values, vectors, self.measure, tokens.mask))
+        similar = self.similarity
+        if rows is not None and one_by_one and isinstance(similar, PerPrototype):
+            similar = similar.of(rows)
+        table = similar(all_matches(tokens.values, vectors, self.measure, tokens.mask))
         if self.across is not None:
             table = self.across(table, self.bank.usable)
             table = table if rows is None else table[..., rows]
@@ -180,13 +184,18 @@ class PrototypeModel(nn.Module):
         rows = keep.nonzero().squeeze(1)
         self.bank.keep(rows)
         self.head.keep(rows)
+        if isinstance(self.similarity, PerPrototype):
+            self.similarity.keep(rows)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each group that a phase can train."""
         return {
             "encoder": self.encoder.tunable(),
             "neck": list(self.neck.parameters()),
-            "prototypes": list(self.bank.parameters()),
+            "prototypes": [
+                *self.bank.parameters(),
+                *(self.similarity.parameters() if isinstance(self.similarity, PerPrototype) else ()),
+            ],
             "head": list(self.head.parameters()),
             "decoder": [] if self.decoder is None else list(self.decoder.parameters()),
         }

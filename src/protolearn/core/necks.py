@@ -65,6 +65,26 @@ def make_neck(
     return nn.Sequential(*layers, nn.Sigmoid())
 
 
+def channel_neck(dim_in: int, count: int = 0, *, generator: torch.Generator | None = None) -> nn.Sequential:
+    """Return a softmax over channels, so that a channel is a prototype and a token says which one it shows.
+
+    Source: PIP-Net (Nauta et al., CVPR 2023). With ``count`` a linear layer (Xavier uniform, zero bias) makes so many
+    channels first; without it the encoder's own channels are the prototypes.
+
+    Examples
+    --------
+    >>> channel_neck(32, 8)(torch.zeros(2, 49, 32)).sum(-1).unique().tolist()
+    [1.0]
+    """
+    layers: list[nn.Module] = []
+    if count:
+        layer = nn.Linear(dim_in, count)
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers.append(layer)
+    return nn.Sequential(*layers, nn.Softmax(-1))
+
+
 def _halving(dim_in: int, dim: int) -> list[tuple[int, int]]:
     steps: list[tuple[int, int]] = []
     current = dim_in

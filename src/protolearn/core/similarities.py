@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from protolearn.core.heads import resize_to
 from protolearn.errors import UsageError
 
 
@@ -73,6 +77,73 @@ class Relu:
     def __call__(self, similarity: Tensor) -> Tensor:
         """Return the similarity."""
         return similarity.clamp_min(0.0)
+
+
+class PerPrototype(nn.Module, ABC):
+    """A similarity with a state of its own for each prototype, kept beside the bank: trained, pruned, saved with it."""
+
+    @abstractmethod
+    def forward(self, distance: Tensor) -> Tensor:
+        """Return similarities ``(..., P)`` for distances ``(..., P)``."""
+
+    @abstractmethod
+    def of(self, rows: Tensor) -> ToSimilarity:
+        """Return the similarity of some rows of the bank."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+
+
+class RadialBasis(PerPrototype):
+    """``exp(-d / sigma_p)`` with a learned width for each prototype, kept positive by a softplus.
+
+    Source: Saralajew et al., AAAI 2025 (arXiv 2412.15499): how surely a component is detected, ``d`` squared L2.
+
+    Parameters
+    ----------
+    width : Tensor
+        ``(P,)`` positive widths to start from.
+
+    Examples
+    --------
+    >>> RadialBasis(torch.tensor([1.0, 4.0]))(torch.tensor([0.0, 4.0])).tolist()
+    [1.0, 0.3678794503211975]
+    """
+
+    def __init__(self, width: Tensor) -> None:
+        super().__init__()
+        if width.ndim != 1 or not bool((width > 0).all()):
+            raise ValueError(f"widths must be (P,) and positive, got {tuple(width.shape)}")
+        self.raw = nn.Parameter(torch.empty_like(width))
+        self.reset(width)
+
+    @torch.no_grad()
+    def reset(self, width: Tensor) -> None:
+        """Set the widths."""
+        self.raw.copy_(width + (-torch.expm1(-width)).log())  # the inverse of softplus
+
+    @property
+    def width(self) -> Tensor:
+        """``(P,)``, positive."""
+        return nn.functional.softplus(self.raw).clamp_min(torch.finfo(self.raw.dtype).tiny)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Return the similarity, in [0, 1]."""
+        return (-distance / self.width).exp()
+
+    def of(self, rows: Tensor) -> ToSimilarity:
+        """Return the similarity of some rows of the bank, with their present widths."""
+        width = self.width[rows]
+        return lambda distance: (-distance / width).exp()
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+        self.raw = nn.Parameter(self.raw.detach()[rows].clone(), requires_grad=self.raw.requires_grad)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_to(self, state_dict, prefix, ("raw",))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 ToSimilarity = Callable[[Tensor], Tensor]

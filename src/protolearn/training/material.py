@@ -141,6 +141,7 @@ class CachedScores:
         bank, head = self.model.bank, self.model.head
         none = evidence.new_zeros(len(evidence), 0)
         out = Output(None, part["distances"], similarities, positions, evidence, none, bank, head)
+        out = out.replace(similarity=self.model.similarity)
         return out.replace(logits=head.read(out))
 
 

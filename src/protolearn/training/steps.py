@@ -63,8 +63,8 @@ def set_rates(run: Run, phase: Train, model: PrototypeModel, step: int = 0, step
     """Set the learning rates of an epoch, or of one of its steps, by the schedule; return them by group."""
     named = [name for name in GROUPS if name in phase.rates and model.groups()[name]]
     unit = 1.0 / steps if phase.per == "step" else 1.0
-    factor = phase.factor(run.epochs + (step * unit if phase.per == "step" else 0), unit)
-    rates = {name: phase.rates[name] * factor for name in named}
+    done = run.epochs + (step * unit if phase.per == "step" else 0)
+    rates = {name: phase.rates[name] * phase.factor(done, unit, name) for name in named}
     for group, rate in zip(run.optimizer.param_groups, rates.values(), strict=True):
         group["lr"] = rate
     return rates

@@ -66,7 +66,8 @@ def tensor_epoch(
         if phase.per == "step":
             set_rates(run, phase, model, step, len(batches))
         rows = seen.to(device)
-        out = material(seen, shown).replace(targets={name: values[rows] for name, values in more.items()})
+        beside = {name: values[rows] for name, values in more.items()}
+        out = material(seen, shown).replace(targets=beside, paired=phase.pairs)
         weights = phase.coefficients(method.weights(), run.epochs, step)
         loss, values = minimised(method, out, wanted[rows], weights)
         refuse_nonfinite(values, phase.name, run.epochs)
