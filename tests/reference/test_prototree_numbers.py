@@ -35,7 +35,7 @@ def similarities(want: Numbers) -> Tensor:
 
 
 def tree(params: Tensor, *, log_space: bool = True) -> TreeHead:
-    head = TreeHead.complete(int(len(params)).bit_length() - 1, params.shape[1], log_space=log_space).double()
+    head = TreeHead.complete(len(params).bit_length() - 1, params.shape[1], log_space=log_space).double()
     head.leaves.copy_(params)
     return head
 

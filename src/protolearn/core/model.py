@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder, fingerprint
 from protolearn.core.heads import Head
-from protolearn.core.matching import all_matches, best_match
+from protolearn.core.matching import all_matches, best_match, mean_match
 from protolearn.core.measures import Distance, Measure
 from protolearn.core.pooling import Pooling, max_pool
 from protolearn.core.similarities import Identity, ToSimilarity
@@ -142,6 +142,9 @@ class PrototypeModel(nn.Module):
         similarities = similarities.masked_fill(~usable, float("-inf"))
         none = evidence.new_zeros(len(evidence), 0)
         out = Output(tokens, distances, similarities, positions, evidence, none, self.bank, self.head, table=table)
+        if "average" in self.head.reads:
+            average = mean_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            out = out.replace(average=average.masked_fill(~usable, self.measure.farthest))
         return out.replace(logits=self.head.read(out))
 
     def run(self, encoded: Tokens) -> Output:

@@ -1,9 +1,9 @@
-"""A binary tree of prototypes as a head: present goes right, absent goes left, and a leaf says how likely each class is.
+"""A binary tree of prototypes as a head: present goes right, absent goes left, a leaf says how likely each class is.
 
 Source: ProtoTree (Nauta et al., CVPR 2021), after soft decision trees (Frosst and Hinton, 2017) and the rule that
 moves leaves without a gradient (Kontschieder et al., 2015).
 
-A tree is three integers arrays: ``left`` and ``right`` ``(N,)`` hold for each inner node the code of its children, and
+A tree is three arrays of integers: ``left`` and ``right`` ``(N,)`` hold the codes of each inner node's children, and
 ``root`` the code of the first. A code of 0 or more is the row of an inner node, which is the row of its prototype in
 the bank; a negative code ``-1 - l`` is leaf ``l``. Routing goes level by level, all nodes of a level at once, in the
 logarithm, so that a path of many small probabilities does not vanish.
@@ -280,9 +280,7 @@ class TreeHead(Head):
     before: Tensor
     done: Tensor
 
-    def __init__(
-        self, left: Tensor, right: Tensor, leaves: Tensor, *, root: int = 0, log_space: bool = True
-    ) -> None:
+    def __init__(self, left: Tensor, right: Tensor, leaves: Tensor, *, root: int = 0, log_space: bool = True) -> None:
         super().__init__()
         if left.shape != right.shape or left.ndim != 1 or leaves.ndim != 2:
             raise ValueError(
@@ -353,11 +351,26 @@ class TreeHead(Head):
         """Return the scores, which are probabilities."""
         return logits / logits.sum(1, keepdim=True)
 
+    def per_unit(self, count: int) -> Tensor | None:
+        """Return None: what a prototype adds depends on the others."""
+        return None
+
     def _worth(self) -> tuple[Tensor, Tensor]:
         leaves = self.leaf_distributions()
         if not self.levels:
             return leaves.new_zeros(len(self.left), leaves.shape[1]), leaves[-1 - int(self.root)]
         return halves(self.levels, leaves, len(self.left))
+
+    def predicted_below(self) -> Tensor:
+        """Return ``(N, C)`` 0 or 1: the classes that are most probable in some leaf below each node."""
+        leaves = F.one_hot(self.leaves.argmax(1), self.leaves.shape[1]).to(self.leaves)
+        reached = leaves.new_zeros(len(self.left), leaves.shape[1])
+        for level in reversed(self.levels):
+            for codes in (self.left[level.nodes], self.right[level.nodes]):
+                inner = (codes >= 0).unsqueeze(1)
+                below = torch.where(inner, reached[codes.clamp_min(0)], leaves[(-1 - codes).clamp_min(0)])
+                reached[level.nodes] = torch.maximum(reached[level.nodes], below)
+        return reached
 
     # -- hard -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Train
+from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Revise, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import TrainingError
 from protolearn.training import distributed
@@ -55,6 +55,10 @@ class Schedule:
             if {name: parameter.shape for name, parameter in self.model.named_parameters()} != before:
                 self.record.progress.runs.clear()  # their parameters are of another size now
             distributed.agree(self.model)
+        elif isinstance(phase, Revise):
+            with torch.no_grad():
+                self.method.revise(self.model, phase.name)
+            self.record.progress.runs.clear()  # their parameters may be others now
         elif isinstance(phase, Project):
             self._project(phase)
         elif isinstance(phase, Prune):
