@@ -44,6 +44,8 @@ class Schedule:
                 self._phase(self.phases[index], index)
             except TrainingError as error:
                 raise TrainingError(f"{error}; {self.record.kept()}") from error
+            if index + 1 == len(self.phases):
+                self._settle_accounts()
             progress.phase, progress.epoch = index + 1, 0
             self.record.save(self.model, force=True)
 
@@ -100,6 +102,12 @@ class Schedule:
             self.record.warn(text)
         if how["store"] is not None:
             self._after_projection(self.stores.judge(self.method, self.stores.plain, how["store"])["accuracy"])
+
+    def _settle_accounts(self) -> None:
+        """Learn what the last projection cost where no later phase has: one pass through the network."""
+        projections = self.record.progress.projections
+        if projections and projections[-1]["accuracy_after"] is None:
+            self._after_projection(self.stores.judge(self.method, self.stores.plain, None)["accuracy"])
 
     def _after_projection(self, accuracy: float) -> None:
         entry = self.record.progress.projections[-1]
