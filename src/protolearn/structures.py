@@ -203,6 +203,8 @@ class Output:
         Before the neck; None where only something made of them was cached.
     table : Tensor or None
         ``(B, S, P)`` similarities at every position, where pooling needed them (every pooling but the maximum).
+    average : Tensor or None
+        ``(B, P)`` mean over positions of the measure, where the head reads it. Inactive prototypes: farthest.
     reconstruction : Tensor or None
         What the model's decoder made of the embedded tokens.
     original : Tensor or None
@@ -227,6 +229,7 @@ class Output:
     inputs: Tensor | None = None
     encoded: Tokens | None = None
     table: Tensor | None = None
+    average: Tensor | None = None
     reconstruction: Tensor | None = None
     original: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)

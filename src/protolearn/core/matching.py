@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from protolearn.core.measures import Distance, Measure, Product, squared_norm
+from protolearn.core.measures import Distance, Measure, Product, squared_l2, squared_norm
 from protolearn.core.precision import full_precision
 
 CHUNK_BYTES = 16 * 2**20
@@ -126,6 +126,41 @@ def all_matches(
                 b, s, j = torch.nonzero(measure.doubtful(part, *norms), as_tuple=True)
                 part[b, s, j] = _paired_at(measure, x, p, b, s, j, CHUNK_BYTES)
     return table if mask is None else table.masked_fill(~mask.unsqueeze(-1), measure.farthest)
+
+
+def mean_match(values: Tensor, prototypes: Tensor, measure: Measure, mask: Tensor | None = None) -> Tensor:
+    """Return ``(B, P)``: the mean of the measure over real positions; its ``farthest`` where there is none.
+
+    In chunks of cases, so that no table over all positions of all cases is kept; for the squared distance without one:
+    the mean is the distance to the mean token plus the tokens' own variance.
+
+    Examples
+    --------
+    >>> from protolearn.core.measures import squared_l2
+    >>> mean_match(torch.tensor([[[0.0], [2.0]]]), torch.tensor([[1.0], [3.0]]), squared_l2)
+    tensor([[1., 5.]])
+    """
+    _check(values, prototypes, mask)
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    values, prototypes = values.to(dtype), prototypes.to(dtype)
+    real = values.new_ones(values.shape[:2]) if mask is None else mask.to(dtype)
+    count = real.sum(1, keepdim=True)
+    share = (real / count.clamp_min(1.0)).unsqueeze(2)
+    if mask is not None:
+        values = values.masked_fill(~mask.unsqueeze(-1), 0.0)  # padding may hold anything, NaN too
+    with full_precision(values.device):
+        if measure is squared_l2:
+            mean = (values * share).sum(1, keepdim=True)
+            variance = ((values - mean).square().sum(2, keepdim=True) * share).sum(1)
+            average = squared_l2.pairwise(mean, prototypes).squeeze(1) + variance
+        else:
+            rows = chunk_rows(values.element_size() * values.shape[1] * prototypes.shape[-2])
+            parts = []
+            for i in range(0, len(values), rows):
+                p = prototypes[i : i + rows] if prototypes.ndim == 3 else prototypes
+                parts.append((measure.pairwise(values[i : i + rows], p) * share[i : i + rows]).sum(1))
+            average = torch.cat(parts)
+    return average.masked_fill(count == 0, measure.farthest)
 
 
 def _check(values: Tensor, prototypes: Tensor, mask: Tensor | None) -> None:

@@ -187,6 +187,13 @@ class Initialise(Phase):
 
 
 @dataclass(frozen=True)
+class Revise(Phase):
+    """Change what bank and head are made of, by the method's own ``revise``, without data: cut a tree, settle slots."""
+
+    name: str = "revise"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings that go together, beside a paper's own defaults: of the method, the encoder, augmentation and ``fit``.
 
@@ -236,6 +243,10 @@ class Method(ABC):
         ``batches`` may be gone through several times. Bank and head may be given another size.
         """
         raise NotImplementedError(f"{self.slug} has no initialisation from data")
+
+    def revise(self, model: PrototypeModel, name: str) -> None:
+        """Change bank and head between phases, in the phase :class:`Revise` of this name; called without gradients."""
+        raise NotImplementedError(f"{self.slug} has nothing to revise")
 
     def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
         """Move by rule what no gradient moves, after a step on a batch; ``steps`` is how many an epoch has.

@@ -12,7 +12,7 @@ from protolearn.core.bank import PrototypeBank
 from protolearn.core.decoders import Decoder
 from protolearn.core.encoder import Encoder, fingerprint
 from protolearn.core.heads import Head
-from protolearn.core.matching import all_matches, best_match
+from protolearn.core.matching import all_matches, best_match, mean_match
 from protolearn.core.measures import Distance, Measure
 from protolearn.core.pooling import Pooling, max_pool
 from protolearn.core.similarities import Identity, PerPrototype, ToSimilarity
@@ -144,6 +144,9 @@ class PrototypeModel(nn.Module):
         none = evidence.new_zeros(len(evidence), 0)
         out = Output(tokens, distances, similarities, positions, evidence, none, self.bank, self.head, table=table)
         out = out.replace(similarity=self.similarity)
+        if "average" in self.head.reads:
+            average = mean_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            out = out.replace(average=average.masked_fill(~usable, self.measure.farthest))
         return out.replace(logits=self.head.read(out))
 
     def run(self, encoded: Tokens, inputs: Tensor | None = None) -> Output:

@@ -85,6 +85,37 @@ def channel_neck(dim_in: int, count: int = 0, *, generator: torch.Generator | No
     return nn.Sequential(*layers, nn.Softmax(-1))
 
 
+def one_layer(
+    dim_in: int, dim: int, *, bias: bool = True, xavier: bool = False, generator: torch.Generator | None = None
+) -> nn.Sequential:
+    """Return one linear layer and a sigmoid.
+
+    Parameters
+    ----------
+    dim_in, dim : int
+        Widths.
+    bias : bool
+        Whether the layer has one; it starts at 0.
+    xavier : bool
+        Start from Xavier's normal distribution in place of Kaiming's by fan-out.
+    generator : torch.Generator, optional
+        Source of the initial weights.
+
+    Examples
+    --------
+    >>> one_layer(4, 2)(torch.zeros(1, 3, 4)).unique()
+    tensor([0.5000], grad_fn=<Unique2Backward0>)
+    """
+    layer = nn.Linear(dim_in, dim, bias=bias)
+    if xavier:
+        nn.init.xavier_normal_(layer.weight, generator=generator)
+    else:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layer, nn.Sigmoid())
+
+
 def _halving(dim_in: int, dim: int) -> list[tuple[int, int]]:
     steps: list[tuple[int, int]] = []
     current = dim_in

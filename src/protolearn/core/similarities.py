@@ -62,6 +62,30 @@ class Exponential:
 
 
 @dataclass(frozen=True)
+class ExponentialRoot:
+    """``exp(-sqrt(d + eps))``: ``exp(-length)`` when ``d`` is a squared length; in [0, 1].
+
+    ``eps`` keeps the gradient of the root finite where ``d`` is 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(ExponentialRoot()(torch.tensor(4.0)).item(), 4)
+    0.1353
+    """
+
+    eps: float = 1e-14
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise UsageError(f"eps must be positive, got {self.eps}")
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Return the similarity."""
+        return (-(distance + self.eps).sqrt()).exp()
+
+
+@dataclass(frozen=True)
 class Identity:
     """The value itself, for measures that are similarities already."""
 

@@ -116,7 +116,7 @@ class PlainTokens:
 class CachedScores:
     """Outputs from cached scores: only the head runs, and reads no more than ``FIELDS``."""
 
-    FIELDS = ("distances", "similarities", "positions", "evidence")
+    FIELDS = ("distances", "similarities", "positions", "evidence", "average")
 
     def __init__(self, model: PrototypeModel, outputs: Iterator[Output], views: int) -> None:
         """Keep the scores of ``views`` times all cases, view after view."""
@@ -140,7 +140,9 @@ class CachedScores:
         assert evidence is not None and similarities is not None and positions is not None
         bank, head = self.model.bank, self.model.head
         none = evidence.new_zeros(len(evidence), 0)
-        out = Output(None, part["distances"], similarities, positions, evidence, none, bank, head)
+        out = Output(
+            None, part["distances"], similarities, positions, evidence, none, bank, head, average=part["average"]
+        )
         out = out.replace(similarity=self.model.similarity)
         return out.replace(logits=head.read(out))
 

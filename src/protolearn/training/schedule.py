@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Train
+from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Revise, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import TrainingError
 from protolearn.training import distributed
@@ -44,6 +44,8 @@ class Schedule:
                 self._phase(self.phases[index], index)
             except TrainingError as error:
                 raise TrainingError(f"{error}; {self.record.kept()}") from error
+            if index + 1 == len(self.phases):
+                self._settle_accounts()
             progress.phase, progress.epoch = index + 1, 0
             self.record.save(self.model, force=True)
 
@@ -56,6 +58,10 @@ class Schedule:
             if {name: parameter.shape for name, parameter in self.model.named_parameters()} != before:
                 self.record.progress.runs.clear()  # their parameters are of another size now
             distributed.agree(self.model)
+        elif isinstance(phase, Revise):
+            with torch.no_grad():
+                self.method.revise(self.model, phase.name)
+            self.record.progress.runs.clear()  # their parameters may be others now
         elif isinstance(phase, Project):
             self._project(phase)
         elif isinstance(phase, Prune):
@@ -97,6 +103,12 @@ class Schedule:
             self.record.warn(text)
         if how["store"] is not None:
             self._after_projection(self.stores.judge(self.method, self.stores.plain, how["store"])["accuracy"])
+
+    def _settle_accounts(self) -> None:
+        """Learn what the last projection cost where no later phase has: one pass through the network."""
+        projections = self.record.progress.projections
+        if projections and projections[-1]["accuracy_after"] is None:
+            self._after_projection(self.stores.judge(self.method, self.stores.plain, None)["accuracy"])
 
     def _after_projection(self, accuracy: float) -> None:
         entry = self.record.progress.projections[-1]

@@ -1,0 +1,485 @@
+"""A binary tree of prototypes as a head: present goes right, absent goes left, a leaf says how likely each class is.
+
+Source: ProtoTree (Nauta et al., CVPR 2021), after soft decision trees (Frosst and Hinton, 2017) and the rule that
+moves leaves without a gradient (Kontschieder et al., 2015).
+
+A tree is three arrays of integers: ``left`` and ``right`` ``(N,)`` hold the codes of each inner node's children, and
+``root`` the code of the first. A code of 0 or more is the row of an inner node, which is the row of its prototype in
+the bank; a negative code ``-1 - l`` is leaf ``l``. Routing goes level by level, all nodes of a level at once, in the
+logarithm, so that a path of many small probabilities does not vanish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from protolearn.core.heads import Head, resize_to
+from protolearn.errors import UsageError
+
+HardRouting = Literal["max_leaf", "greedy"]
+"""``max_leaf``: to the most probable leaf. ``greedy``: at every node to the likelier side."""
+Routing = Literal["soft", "max_leaf", "greedy"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """All nodes of one depth.
+
+    Attributes
+    ----------
+    nodes : Tensor
+        ``(n,)`` rows; their ``2n`` children are counted left, right, left, right ...
+    inner : Tensor
+        Which of the children are nodes: those of the next level, in this order.
+    leaves, ends : Tensor
+        Which of the children are leaves, and the row of each.
+    """
+
+    nodes: Tensor
+    inner: Tensor
+    leaves: Tensor
+    ends: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decision on the way to a leaf.
+
+    Attributes
+    ----------
+    node : int
+        Row of the node, which is the row of its prototype.
+    similarity : float
+        How present the prototype is, from 0 to 1.
+    present : bool
+        The way that was taken.
+    probability : float
+        Of that way: the similarity, or one minus it.
+    """
+
+    node: int
+    similarity: float
+    present: bool
+    probability: float
+
+
+@runtime_checkable
+class Branching(Protocol):
+    """What a head with a tree offers to whoever draws it or retells a decision."""
+
+    left: Tensor
+    right: Tensor
+    root: Tensor
+
+    def leaf_distributions(self) -> Tensor:
+        """Return ``(L, C)``."""
+
+    def hard_leaf(self, evidence: Tensor, routing: HardRouting) -> Tensor:
+        """Return ``(B,)`` the leaf that each case is sent to."""
+
+    def path(self, evidence: Tensor, leaf: int) -> list[Step]:
+        """Return the decisions of one case, evidence ``(P,)``, on the way to a leaf."""
+
+    def routed(self, evidence: Tensor, routing: Routing) -> Tensor:
+        """Return ``(B, C)`` probabilities."""
+
+
+def complete_tree(depth: int) -> tuple[Tensor, Tensor]:
+    """Return ``left`` and ``right`` of a complete tree, nodes in pre-order with the left subtree first.
+
+    Examples
+    --------
+    >>> complete_tree(2)
+    (tensor([ 1, -1, -3]), tensor([ 2, -2, -4]))
+    """
+    if depth < 1:
+        raise ValueError(f"a tree is at least 1 deep, got {depth}")
+    left, right = [0] * (2**depth - 1), [0] * (2**depth - 1)
+    level = [(0, 0)]  # node, first leaf below it
+    for d in range(depth):
+        below = 2 ** (depth - d - 1)  # leaves below a child
+        for node, leaf in level:
+            left[node] = node + 1 if below > 1 else -1 - leaf
+            right[node] = node + below if below > 1 else -2 - leaf
+        level = [child for node, leaf in level for child in ((node + 1, leaf), (node + below, leaf + below))]
+    return torch.tensor(left), torch.tensor(right)
+
+
+def levels_of(left: Tensor, right: Tensor, root: Tensor) -> tuple[Level, ...]:
+    """Return the nodes that can be reached from the root, level by level.
+
+    Examples
+    --------
+    >>> [level.nodes.tolist() for level in levels_of(*complete_tree(3), torch.tensor(0))]
+    [[0], [1, 4], [2, 3, 5, 6]]
+    """
+    made: list[Level] = []
+    frontier = root.reshape(1)[root.reshape(1) >= 0]
+    while len(frontier):
+        if len(made) >= len(left):
+            raise ValueError("the children of a tree's nodes go round in a circle")
+        children = torch.stack([left[frontier], right[frontier]], 1).flatten()
+        inner, leaves = (children >= 0).nonzero().squeeze(1), (children < 0).nonzero().squeeze(1)
+        made.append(Level(frontier, inner, leaves, -1 - children[leaves]))
+        frontier = children[inner]
+    return tuple(made)
+
+
+def route(log_left: Tensor, log_right: Tensor, levels: tuple[Level, ...], leaves: int) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of reaching every node ``(B, N)`` and every leaf ``(B, L)``; -inf where none leads to.
+
+    Parameters
+    ----------
+    log_left, log_right : Tensor
+        ``(B, N)`` log-probabilities of the two ways at every node.
+    levels : tuple of Level
+        At least one.
+    leaves : int
+        How many leaves there are.
+
+    Examples
+    --------
+    >>> present = torch.tensor([[0.9, 0.5, 0.2]])
+    >>> levels = levels_of(*complete_tree(2), torch.tensor(0))
+    >>> route((1 - present).log(), present.log(), levels, 4)[1].exp().round(decimals=2)
+    tensor([[0.0500, 0.0500, 0.7200, 0.1800]])
+    """
+    current = log_left.new_zeros(log_left.shape[0], 1)
+    reached, ended = [], []
+    for level in levels:
+        reached.append(current)
+        ways = torch.stack([current + log_left[:, level.nodes], current + log_right[:, level.nodes]], 2).flatten(1)
+        ended.append(ways[:, level.leaves])
+        current = ways[:, level.inner]
+
+    def by_row(parts: list[Tensor], rows: list[Tensor], count: int) -> Tensor:
+        table = log_left.new_full((log_left.shape[0], count), float("-inf"))
+        return table.index_copy(1, torch.cat(rows), torch.cat(parts, 1))
+
+    return (
+        by_row(reached, [level.nodes for level in levels], log_left.shape[1]),
+        by_row(ended, [level.ends for level in levels], leaves),
+    )
+
+
+def halves(levels: tuple[Level, ...], leaves: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Return what a node's decision is worth ``(N, C)``, right minus left, and the value of the root ``(C,)``.
+
+    The value of a leaf ``(L, C)`` is given; that of a node is the mean of its children's, which is what the tree would
+    say if every prototype below were half present.
+    """
+    worth = leaves.new_zeros(nodes, leaves.shape[1])
+    below = leaves.new_zeros(0, leaves.shape[1])
+    for level in reversed(levels):
+        children = leaves.new_zeros(2 * len(level.nodes), leaves.shape[1])
+        children[level.inner], children[level.leaves] = below, leaves[level.ends]
+        worth[level.nodes] = children[1::2] - children[::2]
+        below = (children[1::2] + children[::2]) / 2
+    return worth, below[0]
+
+
+def follow(similarities: Tensor, left: Tensor, right: Tensor, root: Tensor, depth: int) -> Tensor:
+    """Return ``(B,)`` the leaf reached by going right where the similarity ``(B, N)`` is 0.5 or more, else left.
+
+    Examples
+    --------
+    >>> left, right = complete_tree(2)
+    >>> follow(torch.tensor([[0.9, 0.5, 0.2], [0.4, 0.5, 0.9]]), left, right, torch.tensor(0), 2)
+    tensor([2, 1])
+    """
+    at = root.expand(len(similarities))
+    for _ in range(depth):
+        node = at.clamp_min(0)
+        present = similarities.gather(1, node.unsqueeze(1)).squeeze(1) >= 0.5
+        at = torch.where(at >= 0, torch.where(present, right[node], left[node]), at)
+    return -1 - at
+
+
+def responsibilities(log_leaf: Tensor, log_distribution: Tensor, labels: Tensor) -> Tensor:
+    """Return ``(B, L)``: how much of each case's label each leaf explains; rows sum to 1, or are 0 where unlabelled.
+
+    Parameters
+    ----------
+    log_leaf : Tensor
+        ``(B, L)`` log-probability of reaching a leaf.
+    log_distribution : Tensor
+        ``(L, C)``.
+    labels : Tensor
+        ``(B,)``, -1 where there is none.
+    """
+    joint = log_leaf + log_distribution.T[labels.clamp_min(0)]
+    return joint.softmax(1) * (labels >= 0).unsqueeze(1)
+
+
+def leaf_rule(leaves: Tensor, before: Tensor, explained: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """Return the leaves' parameters ``(L, C)`` after one batch, without a gradient.
+
+    ``max(0, w - w0 / steps) + sum over cases of their class of what the leaf explains``: within an epoch the old
+    parameters ``w0`` are worn off, one share a batch, and what the leaf explains now takes their place.
+
+    Parameters
+    ----------
+    leaves, before : Tensor
+        ``(L, C)`` now, and when the epoch began.
+    explained : Tensor
+        ``(B, L)``, see :func:`responsibilities`.
+    labels : Tensor
+        ``(B,)``.
+    steps : int
+        Batches of an epoch.
+
+    Examples
+    --------
+    >>> old = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
+    >>> leaf_rule(old, old, torch.tensor([[0.25, 0.75]]), torch.tensor([1]), steps=2)
+    tensor([[2.0000, 0.2500],
+            [0.0000, 0.7500]])
+    """
+    labelled = F.one_hot(labels.clamp_min(0), leaves.shape[1]).to(leaves) * (labels >= 0).unsqueeze(1)
+    return (leaves - before / steps).clamp_min(0.0) + explained.to(leaves).T @ labelled
+
+
+class TreeHead(Head):
+    """A soft decision tree over similarities between 0 and 1; its scores are the probabilities of the classes.
+
+    A score is the value of the root, which says nothing about the case, plus one contribution a prototype: the
+    probability of reaching its node, times how far its similarity is from a half, times what the decision is worth.
+
+    Parameters
+    ----------
+    left, right : Tensor
+        ``(N,)`` codes of the children, see the module.
+    leaves : Tensor
+        ``(L, C)`` parameters whose softmax is a leaf's distribution; moved by :meth:`adapt`, never by a gradient.
+    root : int
+        Code of the first node.
+    log_space : bool
+        Mix the leaves in the logarithm, which cannot vanish, or as a product of probabilities, which is faster.
+
+    Examples
+    --------
+    >>> head = TreeHead.complete(depth=1, classes=2)
+    >>> head.leaves.copy_(torch.tensor([[50.0, 0.0], [0.0, 50.0]])).shape
+    torch.Size([2, 2])
+    >>> head(torch.tensor([[0.8]]))
+    tensor([[0.2000, 0.8000]])
+    >>> head.offset(), head.contributions(torch.tensor([[0.8]]))
+    (tensor([0.5000, 0.5000]), tensor([[[-0.3000],
+             [ 0.3000]]]))
+    """
+
+    left: Tensor
+    right: Tensor
+    root: Tensor
+    leaves: Tensor
+    before: Tensor
+    done: Tensor
+
+    def __init__(self, left: Tensor, right: Tensor, leaves: Tensor, *, root: int = 0, log_space: bool = True) -> None:
+        super().__init__()
+        if left.shape != right.shape or left.ndim != 1 or leaves.ndim != 2:
+            raise ValueError(
+                f"a tree needs two children for each of N nodes and leaves (L, C), got {tuple(left.shape)}, "
+                f"{tuple(right.shape)}, {tuple(leaves.shape)}"
+            )
+        self.register_buffer("left", left.clone())
+        self.register_buffer("right", right.clone())
+        self.register_buffer("root", torch.tensor(root))
+        self.register_buffer("leaves", leaves.clone())
+        self.register_buffer("before", leaves.clone())
+        self.register_buffer("done", torch.tensor(0))
+        self.log_space = log_space
+        self._levels: tuple[Level, ...] | None = None
+
+    @classmethod
+    def complete(cls, depth: int, classes: int, *, log_space: bool = True) -> TreeHead:
+        """Make a complete tree whose leaves say nothing yet."""
+        left, right = complete_tree(depth)
+        return cls(left, right, torch.zeros(2**depth, classes), log_space=log_space)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The tree, level by level."""
+        if self._levels is None or (self._levels and self._levels[0].nodes.device != self.left.device):
+            self._levels = levels_of(self.left, self.right, self.root)
+        return self._levels
+
+    def leaf_distributions(self) -> Tensor:
+        """Return ``(L, C)`` probabilities."""
+        return self.leaves.softmax(1)
+
+    # -- soft -----------------------------------------------------------------------------------------------------
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return probabilities ``(B, C)``."""
+        if self.log_space:
+            return self.log_scores(evidence).exp()
+        return self.reach(evidence)[1].exp() @ self.leaf_distributions()
+
+    def log_scores(self, evidence: Tensor) -> Tensor:
+        """Return log-probabilities ``(B, C)``."""
+        if not self.log_space:
+            return self(evidence).clamp_min(torch.finfo(evidence.dtype).tiny).log()
+        log_leaf = self.reach(evidence)[1]
+        return torch.logsumexp(log_leaf.unsqueeze(2) + self.leaves.log_softmax(1), 1)
+
+    def reach(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of reaching every node ``(B, N)`` and every leaf ``(B, L)``."""
+        if not self.levels:
+            ends = evidence.new_full((len(evidence), len(self.leaves)), float("-inf"))
+            ends[:, -1 - int(self.root)] = 0.0
+            return torch.full_like(evidence, float("-inf")), ends
+        present = _inside(evidence)
+        return route((-present).log1p(), present.log(), self.levels, len(self.leaves))
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Return ``(B, C, P)``: P(node) (s - 1/2) (value to the right - value to the left)."""
+        worth, _ = self._worth()
+        pull = self.reach(evidence)[0].exp() * (_inside(evidence) - 0.5)
+        return pull.unsqueeze(1) * worth.T
+
+    def offset(self) -> Tensor:
+        """Return the value of the root: what the tree says when every prototype is half present."""
+        return self._worth()[1]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the scores, which are probabilities."""
+        return logits / logits.sum(1, keepdim=True)
+
+    def per_unit(self, count: int) -> Tensor | None:
+        """Return None: what a prototype adds depends on the others."""
+        return None
+
+    def _worth(self) -> tuple[Tensor, Tensor]:
+        leaves = self.leaf_distributions()
+        if not self.levels:
+            return leaves.new_zeros(len(self.left), leaves.shape[1]), leaves[-1 - int(self.root)]
+        return halves(self.levels, leaves, len(self.left))
+
+    def predicted_below(self) -> Tensor:
+        """Return ``(N, C)`` 0 or 1: the classes that are most probable in some leaf below each node."""
+        leaves = F.one_hot(self.leaves.argmax(1), self.leaves.shape[1]).to(self.leaves)
+        reached = leaves.new_zeros(len(self.left), leaves.shape[1])
+        for level in reversed(self.levels):
+            for codes in (self.left[level.nodes], self.right[level.nodes]):
+                inner = (codes >= 0).unsqueeze(1)
+                below = torch.where(inner, reached[codes.clamp_min(0)], leaves[(-1 - codes).clamp_min(0)])
+                reached[level.nodes] = torch.maximum(reached[level.nodes], below)
+        return reached
+
+    # -- hard -----------------------------------------------------------------------------------------------------
+
+    def hard_leaf(self, evidence: Tensor, routing: HardRouting) -> Tensor:
+        """Return ``(B,)`` the one leaf that each case is sent to."""
+        if routing == "max_leaf":
+            return self.reach(evidence)[1].argmax(1)
+        if routing == "greedy":
+            return follow(evidence, self.left, self.right, self.root, len(self.levels))
+        raise UsageError(f"routing must be 'max_leaf' or 'greedy', got {routing!r}")
+
+    def routed(self, evidence: Tensor, routing: Routing) -> Tensor:
+        """Return probabilities ``(B, C)``: of all leaves (``soft``), or those of one leaf."""
+        if routing == "soft":
+            return self(evidence)
+        return self.leaf_distributions()[self.hard_leaf(evidence, routing)]
+
+    def path(self, evidence: Tensor, leaf: int) -> list[Step]:
+        """Return the decisions of one case, evidence ``(P,)``, on the way to a leaf, from the root down."""
+        above: dict[int, tuple[int, bool]] = {}
+        for node, (absent, present) in enumerate(zip(self.left.tolist(), self.right.tolist(), strict=True)):
+            above[absent], above[present] = (node, False), (node, True)
+        steps: list[Step] = []
+        code, root = -1 - leaf, int(self.root)
+        while code != root:
+            if code not in above:
+                raise UsageError(f"no way leads to leaf {leaf}")
+            code, present = above[code]
+            s = float(evidence[code])
+            steps.append(Step(code, s, present, s if present else 1.0 - s))
+        return steps[::-1]
+
+    # -- change ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def adapt(self, evidence: Tensor, labels: Tensor, steps: int) -> None:
+        """Move the leaves by the rule after a batch, :func:`leaf_rule`; ``steps`` batches are an epoch."""
+        if int(self.done) % max(steps, 1) == 0:
+            self.before.copy_(self.leaves)
+        self.done += 1
+        explained = responsibilities(self.reach(evidence)[1], self.leaves.log_softmax(1), labels)
+        self.leaves.copy_(leaf_rule(self.leaves, self.before, explained, labels, max(steps, 1)))
+
+    @torch.no_grad()
+    def trim(self, threshold: float) -> Tensor:
+        """Cut off leaves that are unsure, and subtrees of nothing else; return ``(n,)`` the rows no longer reached.
+
+        A leaf is unsure when none of its probabilities exceeds ``threshold``. What stood beside a cut subtree takes
+        the place of the node above both. One node at least stays. The caller removes the rows from bank and head
+        together (``PrototypeModel.prune``).
+        """
+        was = torch.cat([level.nodes for level in self.levels]) if self.levels else self.left[:0]
+        unsure_leaf = self.leaf_distributions().amax(1) <= threshold
+        unsure = torch.zeros_like(self.left, dtype=torch.bool)
+
+        def told(codes: Tensor) -> Tensor:
+            return torch.where(codes >= 0, unsure[codes.clamp_min(0)], unsure_leaf[(-1 - codes).clamp_min(0)])
+
+        for level in reversed(self.levels):
+            unsure[level.nodes] = told(self.left[level.nodes]) & told(self.right[level.nodes])
+        left, right = self.left.clone(), self.right.clone()
+
+        def settled(codes: Tensor) -> Tensor:
+            for _ in range(len(self.levels)):
+                node = codes.clamp_min(0)
+                a, b = told(left[node]), told(right[node])
+                codes = torch.where((codes >= 0) & (a != b), torch.where(a, right[node], left[node]), codes)
+            return codes
+
+        first = settled(self.root.reshape(1))[0]
+        if bool(told(self.root.reshape(1))) or int(first) < 0:
+            return was[:0]
+        self.left, self.right, self.root, self._levels = settled(left), settled(right), first, None
+        reached = torch.cat([level.nodes for level in self.levels])
+        return was[~torch.isin(was, reached)]
+
+    @torch.no_grad()
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these nodes; one that goes counts as absent, so that its left child takes its place."""
+        kept = torch.zeros_like(self.left, dtype=torch.bool)
+        kept[rows] = True
+        new = torch.zeros_like(self.left)
+        new[rows] = torch.arange(len(rows), device=rows.device)
+
+        def settled(codes: Tensor) -> Tensor:
+            for _ in range(len(self.left)):
+                gone = (codes >= 0) & ~kept[codes.clamp_min(0)]
+                if not gone.any():
+                    break
+                codes = torch.where(gone, self.left[codes.clamp_min(0)], codes)
+            return torch.where(codes >= 0, new[codes.clamp_min(0)], codes)
+
+        codes = [settled(part) for part in (self.left[rows], self.right[rows], self.root.reshape(1))]
+        ends = -1 - torch.cat(codes)
+        used = ends[ends >= 0].unique()
+        place = torch.zeros(len(self.leaves), dtype=torch.long, device=rows.device)
+        place[used] = torch.arange(len(used), device=rows.device)
+        self.left, self.right, (self.root,) = (
+            torch.where(part >= 0, part, -1 - place[(-1 - part).clamp_min(0)]) for part in codes
+        )
+        self.leaves, self.before, self._levels = self.leaves[used], self.before[used], None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_to(self, state_dict, prefix, ("left", "right", "leaves", "before"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._levels = None
+
+
+def _inside(evidence: Tensor) -> Tensor:
+    """Return similarities a rounding error away from 0 and 1, where both logarithms and their gradients are finite."""
+    limits = torch.finfo(evidence.dtype)
+    return evidence.clamp(limits.tiny, 1.0 - limits.eps)
