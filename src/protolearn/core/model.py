@@ -112,7 +112,8 @@ class PrototypeModel(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tokens:
         """Return the encoder's tokens, before the neck: what a cache of frozen features holds."""
-        tokens = self.encoder(inputs, self.bank) if self.encoder.reads_bank else self.encoder(inputs)
+        reads_bank = getattr(self.encoder, "reads_bank", False)
+        tokens = self.encoder(inputs, self.bank) if reads_bank else self.encoder(inputs)
         if not isinstance(tokens, Tokens):
             raise TypeError(f"an encoder returns Tokens, got {type(tokens).__name__}")
         return tokens
