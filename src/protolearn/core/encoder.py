@@ -30,6 +30,9 @@ class Encoder(nn.Module, ABC):
     preprocess: Any = None
     about_training: ClassVar[tuple[str, ...]] = ()
     """Entries of :meth:`spec` that serve training and change no token."""
+    reads_bank: ClassVar[bool] = False
+    """Whether its tokens depend on the prototypes too: it is then called with inputs and bank, and even where it is
+    frozen its tokens cannot be kept, so every phase goes through the network."""
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tokens:
@@ -52,13 +55,16 @@ class Encoder(nn.Module, ABC):
         return fingerprint(self.spec(), self.about_training, self)
 
 
-def fingerprint(settings: dict[str, Any], left_out: tuple[str, ...], *modules: nn.Module) -> str:
-    """Return the SHA-256 of settings and of the weights of modules; the steps a batch norm has seen do not count."""
+def fingerprint(settings: dict[str, Any], left_out: tuple[str, ...], *modules: nn.Module, **tensors: Tensor) -> str:
+    """Return the SHA-256 of settings, of the weights of modules, and of tensors.
+
+    The steps a batch norm has seen do not count.
+    """
     kept = {name: value for name, value in settings.items() if name not in left_out}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for module in modules:
+    for weights in (*(module.state_dict() for module in modules), *([tensors] if tensors else [])):
         digest.update(b"\n--\n")
-        for name, tensor in sorted(module.state_dict().items()):
+        for name, tensor in sorted(weights.items()):
             if name.endswith("num_batches_tracked"):
                 continue
             values = tensor.detach().cpu().contiguous()

@@ -248,6 +248,17 @@ class Method(ABC):
         """Change bank and head between phases, in the phase :class:`Revise` of this name; called without gradients."""
         raise NotImplementedError(f"{self.slug} has nothing to revise")
 
+    def prepare(
+        self, inputs: Tensor, labels: Tensor, targets: Mapping[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+        """Return what the network is shown in training in place of a batch: by default the batch itself.
+
+        Rows may be added, such as transformed copies, with label -1 where a row is not to be classified; labels and
+        targets must then have as many. Called in phases that go through the network, not where tokens are cached.
+        ``generator`` (on the CPU) is seeded for the step.
+        """
+        return inputs, labels, targets
+
     def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
         """Move by rule what no gradient moves, after a step on a batch; ``steps`` is how many an epoch has.
 

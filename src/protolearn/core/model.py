@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Across = Callable[[Tensor, Tensor], Tensor]
 """Couples prototypes at one position: ``(B, S, P)`` similarities and ``(P,)`` usable prototypes to ``(B, S, P)``."""
+Compare = Callable[[Tokens], Tensor]
+"""What an encoder that reads the bank already knows of tokens and prototypes: ``(B, S, P)`` in the model's measure."""
 
 
 class PrototypeModel(nn.Module):
@@ -50,6 +52,9 @@ class PrototypeModel(nn.Module):
         prototypes, say).
     decoder : Decoder, optional
         From embedded token values back to what was encoded.
+    compare : callable, optional
+        In place of the measure between token and prototype, for an encoder that has compared them itself; the measure
+        then says whether near is small or large, and still compares prototypes with each other.
 
     Attributes
     ----------
@@ -90,6 +95,7 @@ class PrototypeModel(nn.Module):
         pooling: Pooling = max_pool,
         across: Across | None = None,
         decoder: Decoder | None = None,
+        compare: Compare | None = None,
     ) -> None:
         super().__init__()
         if isinstance(measure, Distance) and similarity is None:
@@ -99,7 +105,7 @@ class PrototypeModel(nn.Module):
         self.bank: PrototypeBank = bank
         self.head: Head = head
         self.decoder: Decoder | None = decoder
-        self.measure, self.pooling, self.across = measure, pooling, across
+        self.measure, self.pooling, self.across, self.compare = measure, pooling, across, compare
         self.similarity: ToSimilarity = Identity() if similarity is None else similarity
         self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
         self.method: Method | None = None
@@ -107,7 +113,8 @@ class PrototypeModel(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tokens:
         """Return the encoder's tokens, before the neck: what a cache of frozen features holds."""
-        tokens = self.encoder(inputs)
+        reads_bank = getattr(self.encoder, "reads_bank", False)
+        tokens = self.encoder(inputs, self.bank) if reads_bank else self.encoder(inputs)
         if not isinstance(tokens, Tokens):
             raise TypeError(f"an encoder returns Tokens, got {type(tokens).__name__}")
         return tokens
@@ -124,11 +131,11 @@ class PrototypeModel(nn.Module):
         """Return every intermediate from embedded tokens to logits."""
         usable = self.bank.usable
         table = None
-        if self.pooling is max_pool and self.across is None:
+        if self.pooling is max_pool and self.across is None and self.compare is None:
             pooled, positions = best_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
             similarities = self.similarity(pooled)  # falls with distance, so it commutes with the maximum
         else:
-            compared = all_matches(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            compared = self._compared(tokens)
             pooled, positions = self.measure.nearest(compared, dim=1)
             table = self.similarity(compared)
             if self.across is not None:
@@ -162,18 +169,27 @@ class PrototypeModel(nn.Module):
         """Return the whole path for a batch of inputs."""
         return self.run(self.encode(inputs), inputs)
 
+    def _compared(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
+        """Return ``(B, S, P')`` in the measure, of some bank rows or of all."""
+        if self.compare is None:
+            vectors = self.bank.vectors if rows is None else self.bank.vectors[..., rows, :]
+            return all_matches(tokens.values, vectors, self.measure, tokens.mask)
+        table = self.compare(tokens)
+        if tokens.mask is not None:
+            table = table.masked_fill(~tokens.mask.unsqueeze(-1), self.measure.farthest)
+        return table if rows is None else table[..., rows]
+
     @torch.no_grad()
     def maps(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """Return ``(B, P', S)`` similarities at every position, of some bank rows or of all.
 
         ``tokens`` are embedded ones; the grid says how to fold the positions.
         """
-        one_by_one = rows is not None and self.across is None  # prototypes that compete are compared together
-        vectors = self.bank.vectors[..., rows, :] if one_by_one else self.bank.vectors
+        some = rows if self.across is None else None  # prototypes that compete are compared together
         similar = self.similarity
-        if rows is not None and one_by_one and isinstance(similar, PerPrototype):
-            similar = similar.of(rows)
-        table = similar(all_matches(tokens.values, vectors, self.measure, tokens.mask))
+        if some is not None and isinstance(similar, PerPrototype):
+            similar = similar.of(some)
+        table = similar(self._compared(tokens, some))
         if self.across is not None:
             table = self.across(table, self.bank.usable)
             table = table if rows is None else table[..., rows]
@@ -209,5 +225,9 @@ class PrototypeModel(nn.Module):
         self.head.constrain()
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over settings and weights of encoder and neck: tokens are comparable under one only."""
-        return fingerprint(self.encoder.spec(), self.encoder.about_training, self.encoder, self.neck)
+        """Return a SHA-256 over settings and weights of encoder and neck: tokens are comparable under one only.
+
+        Where the encoder reads the bank, over the bank's vectors too.
+        """
+        vectors = {"vectors": self.bank.vectors} if self.encoder.reads_bank else {}
+        return fingerprint(self.encoder.spec(), self.encoder.about_training, self.encoder, self.neck, **vectors)

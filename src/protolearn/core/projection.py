@@ -6,8 +6,8 @@ to the lower case index, then to the lower position, so that shuffling, workers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class NearestTokens:
         How many per prototype.
     own_class : bool
         Only cases whose label owns the prototype.
+    compare : callable, optional
+        ``tokens -> (B, S, P)`` in the measure, in place of comparing each token with each prototype.
 
     Examples
     --------
@@ -71,10 +73,18 @@ class NearestTokens:
     ([[7], [9]], [[0], [0]])
     """
 
-    def __init__(self, bank: PrototypeBank, measure: Measure, k: int = 1, *, own_class: bool) -> None:
+    def __init__(
+        self,
+        bank: PrototypeBank,
+        measure: Measure,
+        k: int = 1,
+        *,
+        own_class: bool,
+        compare: Callable[[Tokens], Tensor] | None = None,
+    ) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        self.bank, self.measure, self.k, self.own_class = bank, measure, k, own_class
+        self.bank, self.measure, self.k, self.own_class, self.compare = bank, measure, k, own_class, compare
         count, dim = len(bank), bank.vectors.shape[-1]
         like = bank.vectors
         none = torch.full((count, k), -1, dtype=torch.long, device=like.device)
@@ -100,9 +110,15 @@ class NearestTokens:
             allowed = self.bank.owned_by(labels)
         else:
             allowed = self.bank.usable.expand(len(labels), -1)
-        values, positions = best_match(
-            tokens.values, self.bank.vectors, self.measure, tokens.mask, exact=True, among=allowed
-        )
+        if self.compare is None:
+            values, positions = best_match(
+                tokens.values, self.bank.vectors, self.measure, tokens.mask, exact=True, among=allowed
+            )
+        else:
+            table = self.compare(tokens)
+            if tokens.mask is not None:
+                table = table.masked_fill(~tokens.mask.unsqueeze(-1), self.measure.farthest)
+            values, positions = self.measure.nearest(table, dim=1)
         values = values.masked_fill(~allowed, self.measure.farthest).T
         if values.isnan().any():
             which = cases[values.isnan().any(0)].tolist()
@@ -113,14 +129,16 @@ class NearestTokens:
             return per_case.expand(len(self.bank), -1).where(real, -1)
 
         old = self.result
-        table = {
+        if old.vectors.shape[-1] != tokens.values.shape[-1]:  # prototypes that are wider than what they look at
+            old = replace(old, vectors=old.vectors.new_zeros(*old.vectors.shape[:2], tokens.values.shape[-1]))
+        columns = {
             "values": torch.cat([old.values, values], 1),
             "cases": torch.cat([old.cases, column(cases)], 1),
             "positions": torch.cat([old.positions, positions.T.where(real, -1)], 1),
             "labels": torch.cat([old.labels, column(labels)], 1),
             "units": torch.cat([old.units, column(units)], 1),
         }
-        keep = self._select(table)
+        keep = self._select(columns)
         # the tokens themselves are taken for the few that are kept only
         fresh = keep >= self.k
         row = torch.arange(len(self.bank), device=values.device).unsqueeze(1)
@@ -128,7 +146,7 @@ class NearestTokens:
         taken = tokens.values[local, positions.T[row, local]].to(old.vectors)
         kept = old.vectors[row, keep.clamp(max=self.k - 1)]
         vectors = torch.where(fresh.unsqueeze(-1), taken, kept)
-        self.result = Nearest(**{name: entries.gather(1, keep) for name, entries in table.items()}, vectors=vectors)
+        self.result = Nearest(**{name: entries.gather(1, keep) for name, entries in columns.items()}, vectors=vectors)
 
     def merge(self, others: Sequence[Nearest]) -> None:
         """Take in what other processes found over other cases."""

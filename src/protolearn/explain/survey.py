@@ -71,7 +71,9 @@ def survey(
     """Run a model over its data once and return what there is to tell."""
     bank = model.bank
     use = Use(len(bank))
-    search = None if bank.drawn else NearestTokens(bank, model.measure, neighbours, own_class=False)
+    search = (
+        None if bank.drawn else NearestTokens(bank, model.measure, neighbours, own_class=False, compare=model.compare)
+    )
     results: list[ClassificationResult | None] = []
     cells: Cells | None = None
     for cases, words in ((train, "training cases"), (test, "test cases")):
@@ -91,7 +93,7 @@ def survey(
                 use.update(output.evidence, predicted_contribution(output), bank.usable)
             if cases is train and search is not None:
                 if search.result.values.device != output.evidence.device:  # the model was moved by the first batch
-                    search = NearestTokens(bank, model.measure, neighbours, own_class=False)
+                    search = NearestTokens(bank, model.measure, neighbours, own_class=False, compare=model.compare)
                 where = torch.tensor(batch.indices, device=output.evidence.device)
                 search.update(output.tokens, batch.labels, where)
         results.append(score_logits(np.concatenate(logits), np.concatenate(labels), model.classes, ids))

@@ -269,7 +269,7 @@ def _pass(model: PrototypeModel, train: Cases, batch_size: int, device: torch.de
     model.to(device)
     plain = train if model.encoder.preprocess is None else train.with_transform(model.encoder.preprocess)
     labels = torch.from_numpy(train.labels.copy())
-    search = NearestTokens(bank, model.measure, NEIGHBOURS, own_class=False)
+    search = NearestTokens(bank, model.measure, NEIGHBOURS, own_class=False, compare=model.compare)
     evidence: list[Tensor] = []
     layout: Tokens | None = None
     for part, out in plain_outputs(model, plain, None, device, batch_size=batch_size):

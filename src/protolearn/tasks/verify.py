@@ -203,7 +203,11 @@ def _compare(
         kept = vector.double().cpu()
         gap = float((became - kept).norm() / kept.norm().clamp_min(1e-12))
     else:
-        found = float(model.measure.paired(token, vector))
+        found = float(
+            model.measure.paired(token, vector)
+            if model.compare is None
+            else model.compare(tokens)[0, source.position, row]
+        )
         gap = abs(found - source.distance) / max(abs(source.distance), 1.0)
     size = f"by {gap:.3g} of its length"
     if source.encoder != fingerprint:
@@ -256,8 +260,7 @@ def _tokens(
             inputs: Tensor = torch.stack([plain[index].inputs for index in part]).to(device)
             tokens = model.embed(model.encode(inputs))
             for place, index in enumerate(part):
-                mask = None if tokens.mask is None else tokens.mask[place : place + 1]
-                one = tokens.replace(values=tokens.values[place : place + 1], mask=mask, summary=None)
+                one = tokens.part(slice(place, place + 1))
                 for row in rows[index]:
                     yield row, one, index
     finally:

@@ -114,8 +114,10 @@ class PhaseModule(L.LightningModule):
             inputs, labels, rows = inputs.transpose(0, 1).flatten(0, 1), labels.repeat(2), rows.repeat(2)
         if self.phase.per == "step":
             set_rates(self.run, self.phase, self.model, step, len(self.shards))
-        beside = {name: values[rows].to(labels.device) for name, values in self.targets.items()}
-        out = self.model(inputs).replace(targets=beside, paired=self.phase.pairs)
+        targets = {name: values[rows].to(labels.device) for name, values in self.targets.items()}
+        draw = torch.Generator().manual_seed(epoch_seed(self.how["seed"], self.phase.name, self.run.epochs) + step)
+        inputs, labels, more = self.method.prepare(inputs, labels, targets, draw)
+        out = self.model(inputs).replace(targets=more, paired=self.phase.pairs)
         weights = self.phase.coefficients(self.method.weights(), self.run.epochs, step)
         loss, values = minimised(self.method, out, labels, weights)
         self.last = out, labels

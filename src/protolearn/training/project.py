@@ -217,7 +217,7 @@ def _search(
     number = {name: i for i, name in enumerate(names)}
     units = np.array([number[g] for g in cases.groups]) if rule == "group" and cases.groups is not None else None
     labels = torch.from_numpy(np.array(cases.labels))
-    search = NearestTokens(model.bank, model.measure, k, own_class=rule != "any")
+    search = NearestTokens(model.bank, model.measure, k, own_class=rule != "any", compare=model.compare)
     right = torch.zeros(2, dtype=torch.float64)
     shape: Tokens | None = None
     how = {"batch_size": batch_size, "workers": workers, "shard": True}

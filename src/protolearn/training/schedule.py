@@ -83,13 +83,16 @@ class Schedule:
             "device": self.stores.device,
         }
 
-    def _encoder_trained(self, upto: int | None = None) -> bool:
+    def _tokens_change(self, upto: int | None = None) -> bool:
+        """Say whether the encoder's tokens are others than at the start, or cannot be kept at all."""
+        if self.model.encoder.reads_bank:
+            return True
         done = self.phases[: self.record.progress.phase if upto is None else upto]
         return any(isinstance(phase, Train) and "encoder" in phase.rates for phase in done)
 
     def _tokens(self) -> TokenStore | None:
-        """Return cached tokens as long as nothing has trained the encoder."""
-        return None if self._encoder_trained() else self.stores.tokens()
+        """Return cached tokens as long as nothing has changed them."""
+        return None if self._tokens_change() else self.stores.tokens()
 
     # -- projection -----------------------------------------------------------------------------------------------
 
@@ -101,7 +104,9 @@ class Schedule:
         progress.projections.append(entry)
         for text in projection_warnings(report, self.model.bank, self.model.classes):
             self.record.warn(text)
-        if how["store"] is not None:
+        if not phase.move:
+            self._after_projection(report.accuracy_before)
+        elif how["store"] is not None:
             self._after_projection(self.stores.judge(self.method, self.stores.plain, how["store"])["accuracy"])
 
     def _settle_accounts(self) -> None:
@@ -139,7 +144,7 @@ class Schedule:
         left = phase.epochs - progress.epoch
         if left <= 0:
             return
-        if "encoder" in phase.rates:
+        if "encoder" in phase.rates or self.model.encoder.reads_bank:
             from protolearn.training.lightning_loop import lightning_phase
 
             self.stores.forget()
@@ -189,7 +194,7 @@ class Schedule:
         watched = means["loss"]
         if self.stores.validation is not None:
             # an encoder that is, or was, trained makes other tokens than those that could be cached
-            store = None if self._encoder_trained(index + 1) else self.stores.validation_tokens()
+            store = None if self._tokens_change(index + 1) else self.stores.validation_tokens()
             scored = self.stores.judge(self.method, self.stores.validation, store)
             row |= {f"validation_{name}": scored[name] for name in ("loss", "accuracy")}
             watched = scored["loss"]

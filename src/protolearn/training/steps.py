@@ -95,6 +95,8 @@ def set_modes(model: PrototypeModel, phase: Train) -> None:
             for layer in module.modules():
                 if isinstance(layer, _BatchNorm):
                     layer.eval()
+    if isinstance(model.across, nn.Module):  # a competition that draws does so only while prototypes are learned
+        model.across.train("prototypes" in phase.rates)
 
 
 def epoch_seed(seed: int, name: str, epoch: int) -> int:

@@ -73,6 +73,8 @@ class Stores:
 
     def tokens(self) -> TokenStore:
         """Return the tokens of the training cases in all views, computed the first time."""
+        if self.model.encoder.reads_bank:
+            raise TypeError("tokens that depend on the prototypes cannot be cached, nor anything be started from them")
         if self._tokens is None:
             self._tokens = self._cache(self.plain if self.how.views == 1 else self.drawn, self.how.views)
         return self._tokens
