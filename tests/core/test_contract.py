@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank, unit_norm
+from protolearn.core.decoders import Decoder
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import Head, LinearEvidence
 from protolearn.core.measures import dot, squared_l2
@@ -102,12 +103,24 @@ def test_prototypes_compete_at_a_position() -> None:
 
 
 def test_the_output_keeps_inputs_encoded_tokens_and_reconstruction() -> None:
-    model = small(decoder=nn.Linear(3, 3))
+    class Back(Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 3)
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.net(values)
+
+        def original(self, inputs: Tensor | None, encoded: Tokens) -> Tensor | None:
+            return encoded.values
+
+    model = small(decoder=Back())
     x = torch.rand(2, 4, 3)
     out = model(x)
     assert torch.equal(out.inputs, x)
     assert torch.equal(out.encoded.values, x)
     assert out.reconstruction.shape == (2, 4, 3)
+    assert torch.equal(out.original, x)
     assert len(model.groups()["decoder"]) == 2
     part = out.replace(targets={"concepts": torch.eye(2)}).part(slice(1, 2))
     assert part.evidence.shape == (1, 3)
