@@ -53,6 +53,33 @@ SMALL: dict[str, Small] = {
          "encoder_rate": None, **FAST},
         wrong={"dim": 0},
     ),
+    "st-protopnet": Small(
+        {"prototypes_per_class": 2, "dim": 16, "warm_epochs": 20, "project_at": (20,), "last_layer_epochs": 8,
+         "encoder_rate": None, **FAST},
+        wrong={"pictures": "half"},
+    ),
+    "eval-protopnet": Small(
+        {"prototypes_per_class": 3, "dim": 16, "warm_epochs": 0, "epochs": 20, "encoder_rate": None, "step": 0, **FAST},
+        wrong={"alignment_margin": 3.0},
+    ),
+    "prototree": Small(
+        {"depth": 5, "dim": 16, "epochs": 30, "freeze_epochs": 0, "encoder_rate": None, "milestones": (),
+         "neck_rate": 1e-2, "prototype_rate": 1e-2},
+        wrong={"depth": 0},
+    ),
+    "protopool": Small(
+        {"prototypes": 20, "slots": 3, "dim": 16, "gumbel_epochs": 10, "warm_epochs": 10, "joint_epochs": 5,
+         "last_layer_epochs": 8, "encoder_rate": None, "slot_rate": 1e-2, **FAST},
+        wrong={"slots": 0},
+    ),
+    "prototype-autoencoder": Small(
+        {"prototypes": 20, "dim": 16, "epochs": 40, "encoder_rate": None, "rate": 1e-2},
+        wrong={"prototypes": 0},
+    ),
+    "prob-psenn": Small(
+        {"dim": 16, "autoencoder_epochs": 20, "epochs": 20, "encoder_rate": None, "rate": 1e-2},
+        wrong={"samples": 0},
+    ),
 }  # fmt: skip
 
 

@@ -24,8 +24,12 @@ class Head(nn.Module, ABC):
     ----------
     reads : tuple of str
         Fields of ``Output`` that the logits are made of.
+    sized_apart : tuple of str
+        Parameters and buffers whose size follows neither from the settings nor from the number of prototypes, such as
+        the leaves of a pruned tree; a saved state says it.
     """
 
+    sized_apart: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[tuple[str, ...]] = ("evidence",)
 
     @abstractmethod

@@ -279,6 +279,7 @@ class TreeHead(Head):
     leaves: Tensor
     before: Tensor
     done: Tensor
+    sized_apart = ("left", "right", "leaves", "before")
 
     def __init__(self, left: Tensor, right: Tensor, leaves: Tensor, *, root: int = 0, log_space: bool = True) -> None:
         super().__init__()
@@ -474,7 +475,7 @@ class TreeHead(Head):
         self.leaves, self.before, self._levels = self.leaves[used], self.before[used], None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        resize_to(self, state_dict, prefix, ("left", "right", "leaves", "before"))
+        resize_to(self, state_dict, prefix, self.sized_apart)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._levels = None
 

@@ -169,6 +169,8 @@ def fill(model: PrototypeModel, path: Path, shapes: dict[str, Shape]) -> None:
             continue
         resized = tuple(count if step == built else step for step in wanted.shape)
         row = name.removeprefix("bank.") in _ROWS and name.startswith("bank.")
+        if name.removeprefix("head.") in model.head.sized_apart and len(shape.size) == wanted.ndim:
+            continue
         if shape.size != resized and (row or shape.size != tuple(wanted.shape)):
             raise ModelFileError(f"{path}: {name!r} has the shape {shape.size}, expected {resized}")
     if count < 1:
@@ -208,8 +210,11 @@ def _check_bank(model: PrototypeModel, path: Path) -> None:
             and isinstance(source.moved, bool)
         ):
             raise ModelFileError(f"{path}: the source of prototype {key} is not a case, a place and a distance")
-    per_unit = model.head.per_unit(len(bank))
-    given = len(model.head.offset()) if per_unit is None else len(per_unit)
+    try:
+        per_unit = model.head.per_unit(len(bank))
+        given = len(model.head.offset()) if per_unit is None else len(per_unit)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise ModelFileError(f"{path}: the head does not fit {len(bank)} prototypes ({_one_line(error)})") from error
     if given != bank.classes or bank.classes != len(model.classes):
         raise ModelFileError(f"{path}: the head gives {given} logits for {len(model.classes)} classes")
 
