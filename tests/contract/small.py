@@ -1,4 +1,4 @@
-"""Every method in a size that trains in a second or two: settings, kind of encoder, and what it must reach on digits."""
+"""Every method in a size that trains in seconds: settings, encoder, and what it must reach on digits."""
 
 from __future__ import annotations
 
