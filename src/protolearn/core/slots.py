@@ -157,6 +157,11 @@ class SlotHead(Head):
         """The weight, without gradient while slots choose."""
         return self.weight if bool(self.settled) else self.weight.detach()
 
+    @property
+    def open_scores(self) -> Tensor:
+        """The scores, without gradient once slots are settled."""
+        return self.scores.detach() if bool(self.settled) else self.scores
+
     def chosen(self) -> Tensor:
         """Return ``(C, P, K)``: what the slots hold; in training what the latest forward pass has drawn."""
         if bool(self.settled):

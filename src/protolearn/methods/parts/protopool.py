@@ -128,7 +128,7 @@ class ProtoPool(Method):
             "cross_entropy": cross_entropy(out.logits, labels),
             "cluster": cluster(out.distances, own),
             "separation": separation(out.distances, other),
-            "orthogonality": slot_orthogonality(head.scores),
+            "orthogonality": slot_orthogonality(head.open_scores),
             "l1": other_class_l1(head.last_layer, head.own_slots),
         }
 
