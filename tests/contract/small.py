@@ -53,6 +53,13 @@ SMALL: dict[str, Small] = {
          "encoder_rate": None, **FAST},
         wrong={"dim": 0},
     ),
+    "prototype-autoencoder": Small(
+        {"prototypes": 20, "dim": 16, "encoder_rate": None, "epochs": 30, "rate": 1e-2}, wrong={"prototypes": 0},
+    ),
+    "prob-psenn": Small(
+        {"law": "diagonal", "dim": 16, "encoder_rate": None, "autoencoder_epochs": 8, "epochs": 25, "rate": 1e-2},
+        wrong={"samples": 0},
+    ),
 }  # fmt: skip
 
 

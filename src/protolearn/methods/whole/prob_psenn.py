@@ -61,10 +61,12 @@ PAPER = Recipe(
 )
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: seconds without an accelerator",
-    method={"encoder_rate": None, "axes": 256, "law": "diagonal"},
+    method={
+        "encoder_rate": None, "axes": 256, "law": "diagonal", "rate": 3e-3, "autoencoder_epochs": 50, "epochs": 60,
+    },
     encoder={"layer": "final"},
-    options={"batch_size": 128},
-)
+    options={"batch_size": 64},
+)  # fmt: skip
 
 
 @register(
