@@ -73,11 +73,10 @@ SMALL: dict[str, Small] = {
         wrong={"slots": 0},
     ),
     "prototype-autoencoder": Small(
-        {"prototypes": 20, "dim": 16, "epochs": 40, "encoder_rate": None, "rate": 1e-2},
-        wrong={"prototypes": 0},
+        {"prototypes": 20, "dim": 16, "encoder_rate": None, "epochs": 30, "rate": 1e-2}, wrong={"prototypes": 0},
     ),
     "prob-psenn": Small(
-        {"dim": 16, "autoencoder_epochs": 20, "epochs": 20, "encoder_rate": None, "rate": 1e-2},
+        {"law": "diagonal", "dim": 16, "encoder_rate": None, "autoencoder_epochs": 8, "epochs": 25, "rate": 1e-2},
         wrong={"samples": 0},
     ),
 }  # fmt: skip

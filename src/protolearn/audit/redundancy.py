@@ -24,7 +24,7 @@ class NearPair:
 
 
 def same_source(bank: PrototypeBank) -> list[list[int]]:
-    """Return groups of prototype ids that stand on one token of one case.
+    """Return groups of prototype ids that stand on one token of one case; being nearest to it is not standing on it.
 
     Examples
     --------
@@ -33,7 +33,7 @@ def same_source(bank: PrototypeBank) -> list[list[int]]:
     """
     groups: dict[tuple[str, int], list[int]] = {}
     for key, source, usable in zip(bank.ids.tolist(), bank.sources, bank.usable.tolist(), strict=True):
-        if source is not None and usable:
+        if source is not None and source.moved and usable:
             groups.setdefault((source.content, source.position), []).append(key)
     return [group for group in groups.values() if len(group) > 1]
 

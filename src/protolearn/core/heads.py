@@ -75,20 +75,42 @@ class Head(nn.Module, ABC):
 class LinearEvidence(Head):
     """``logits = evidence @ weight.T + bias``.
 
+    Parameters
+    ----------
+    weight : Tensor
+        ``(C, P)``.
+    bias : Tensor, optional
+        ``(C,)``.
+    centred : bool
+        Keep the weights of each prototype at mean 0 over classes. It changes no probability, since a number added to
+        all classes of one prototype never does, and it makes a contribution say what it is: for or against a class
+        compared with the others.
+
     Attributes
     ----------
-    weight : Parameter
-        ``(C, P)``.
-    bias : Parameter or None
-        ``(C,)``.
+    weight, bias : Parameter
+        As above.
+
+    Examples
+    --------
+    >>> LinearEvidence(torch.tensor([[3.0], [1.0]]), centred=True).weight.tolist()
+    [[1.0], [-1.0]]
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, centred: bool = False) -> None:
         super().__init__()
         if weight.ndim != 2:
             raise ValueError(f"weight must be (C, P), got {tuple(weight.shape)}")
         self.weight = nn.Parameter(weight.clone())
         self.bias = None if bias is None else nn.Parameter(bias.clone())
+        self.centred = centred
+        self.constrain()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Centre the weights, where they are to be."""
+        if self.centred:
+            self.weight.sub_(self.weight.mean(0))
 
     @classmethod
     def from_ownership(cls, ownership: Tensor, own: float = 1.0, other: float = -0.5) -> LinearEvidence:

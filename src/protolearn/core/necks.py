@@ -236,22 +236,21 @@ class PrincipalAxes(nn.Module):
 
 
 def whole_input(tokens: Tokens) -> Tokens:
-    """Return one token an input, the mean over its real positions; it has no place. An input without any gives 0.
+    """Return one token an input, the mean over its real positions, whose place is all of it; without any it is 0.
 
     Examples
     --------
     >>> whole_input(Tokens(torch.tensor([[[1.0], [3.0]]]), grid=(2,))).values
     tensor([[[2.]]])
     """
-    if tokens.values.shape[1] == 1 and tokens.mask is None:
-        return tokens.replace(grid=None, input_size=None, window=1)
+    grid = None if tokens.grid is None else (1,) * len(tokens.grid)
     values = tokens.values
     if tokens.mask is None:
         mean = values.mean(1, keepdim=True)
     else:
         real = tokens.mask.unsqueeze(-1)
         mean = values.masked_fill(~real, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-    return tokens.replace(values=mean, mask=None, grid=None, input_size=None, window=1)
+    return tokens.replace(values=mean, mask=None, grid=grid, window=1)
 
 
 class WholeInput(nn.Module):

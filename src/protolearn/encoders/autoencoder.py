@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ConvAutoencoder(Encoder):
-    """3x3 convolutions of stride 2 with ReLU, flattened: one token an input, which has no place in it.
+    """3x3 convolutions of stride 2 with ReLU, flattened: one token an input, whose place is all of it.
 
     The defaults are those of Li et al. (2018) for MNIST: 28 x 28 pixels become 14, 7, 4 and 2, and 10 maps of 2 x 2
     make a code of 40 numbers, none below 0. Padding is one pixel on every side. The paper's (TensorFlow's "SAME") gives
@@ -87,7 +87,8 @@ class ConvAutoencoder(Encoder):
         height, width = self.sizes[0]
         if inputs.ndim != 4 or inputs.shape[1] not in (1, 3) or inputs.shape[2:] != (height, width):
             raise UsageError(f"pictures must be (B, 1 or 3, {height}, {width}), got {tuple(inputs.shape)}")
-        return Tokens(self.net(in_channels(inputs, self.channels)).flatten(1).unsqueeze(1))
+        code = self.net(in_channels(inputs, self.channels)).flatten(1).unsqueeze(1)
+        return Tokens(code, grid=(1, 1), input_size=(height, width))
 
     def make_decoder(self, seed: int = 0) -> PictureDecoder:
         """Return the mirror image of the encoder, untrained."""

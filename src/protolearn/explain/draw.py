@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from protolearn.core.model import PrototypeModel
+from protolearn.explain.decode import decoded_pictures, decodes_pictures
 from protolearn.explain.lettering import lettering, number, share, signed
 from protolearn.explain.passes import CaseList, device_of, evaluating, picture_of
 from protolearn.explain.regions import percentile_boxes, to_original, upsample
@@ -27,6 +28,18 @@ from protolearn.structures import Box, Explanation, LedgerRow, Source, Tokens
 PAPER, INK, SOFT, LINE = "#ffffff", "#16202a", "#5a6672", "#d5dbe1"
 FOR, AGAINST, MARK = "#0072b2", "#c84e00", "#ffd60a"  # Okabe and Ito's blue and vermilion, the latter a shade darker
 GLOW = (255, 196, 0)
+
+OUTLINED = (
+    "Outlined: the place that was compared.",
+    "Glow: the prototype's similarity map, upsampled.",
+    "Its features see beyond the outline.",
+)
+DECODED = (
+    "Prototype: as the model's decoder shows it.",
+    "It is no training case; the nearest one is beside it.",
+    "Compared are whole pictures.",
+    "Struck through: far from it speaks for the class.",
+)
 
 NO_CASE = "no training case behind it"
 NOT_AT_HAND = "its training case is not at hand"
@@ -61,6 +74,14 @@ class View:
     window: Box | None = None
     supports: bool = True
 
+    @property
+    def whole(self) -> bool:
+        """Whether no part of the picture was meant: there is no box, or it holds everything."""
+        width, height = self.picture.size
+        return self.box is None or (
+            self.box.x0 <= 0 and self.box.y0 <= 0 and self.box.x1 >= width and self.box.y1 >= height
+        )
+
     def thumbnail(self, side: int) -> Image.Image:
         """Return the whole picture within a square of this side."""
         return self._drawn(Box(0.0, 0.0, *map(float, self.picture.size)), side)
@@ -88,7 +109,7 @@ class View:
         shown = picture.resize(size, method, box=(part.x0, part.y0, part.x1, part.y1))
         if self.heat is not None:
             shown = self._glow(shown, part, scale)
-        if self.box is not None:
+        if self.box is not None and not self.whole:
             at = [(self.box.x0 - part.x0) * scale, (self.box.y0 - part.y0) * scale]
             to = [(self.box.x1 - part.x0) * scale, (self.box.y1 - part.y0) * scale]
             outline(shown, Box(*at, *to), dashed=not self.supports, width=max(2, round(side / 62)))
@@ -173,6 +194,16 @@ class Painter:
         self.rows = {key: row for row, key in enumerate(model.bank.ids.tolist())}
         self._tokens: OrderedDict[str, Tokens] = OrderedDict()
         self._found: OrderedDict[Source, tuple[Image.Image | None, str]] = OrderedDict()
+        self._decoded: list[Image.Image] | None = None
+
+    def decoded(self, prototype: int) -> Image.Image | None:
+        """Return what a decoder makes of a prototype, None where the model has none that makes pictures."""
+        row = self.rows.get(prototype)
+        if row is None or not decodes_pictures(self.model):
+            return None
+        if self._decoded is None:
+            self._decoded = decoded_pictures(self.model)
+        return self._decoded[row]
 
     def source_picture(self, source: Source | None) -> tuple[Image.Image | None, str]:
         """Return the picture behind a prototype; or None and why there is none."""
@@ -236,7 +267,7 @@ class Painter:
         if preprocess is None or row is None:
             return None
         tokens = self._embedded(picture, key, preprocess)
-        if tokens.grid is None or len(tokens.grid) != 2 or tokens.input_size is None:
+        if tokens.grid is None or len(tokens.grid) != 2 or tokens.input_size is None or tokens.grid == (1, 1):
             return None
         height, width = tokens.input_size
         maps = self.model.maps(tokens, torch.tensor([row], device=tokens.values.device))
@@ -377,8 +408,10 @@ class _Card:
         columns = [self.left, self.left + t + g, self.left + 2 * t + g + 62, self.left + 3 * t + 2 * g + 62]
         text = self.left + 4 * t + 2 * g + 62 + 24
         if rows:
-            self.words(columns[0], self.y, "this part of this picture", 16, SOFT)
-            self.words(columns[2], self.y, "that part of a training picture", 16, SOFT)
+            here, there, beside = headings(self.painter, rows)
+            self.words(columns[0], self.y, here, 16, SOFT)
+            self.words(columns[2], self.y, there, 16, SOFT)
+            self.words(columns[3], self.y, beside, 16, SOFT)
             self.words(text, self.y, "similarity × weight = contribution", 16, SOFT)
             self.y += 26
         for row in rows:
@@ -391,14 +424,20 @@ class _Card:
         here = self.painter.case_view(self.picture, e.case, row)
         there, why = self.painter.source_view(row)
         self._paste(here.thumbnail(t), columns[0])
-        self._paste(here.close_up(t), columns[1])
+        if not here.whole:
+            self._paste(here.close_up(t), columns[1])
         middle = columns[1] + t + 31
-        self._alike(middle, self.y + t / 2)
+        # far from what the class is far from: the weight and the similarity are both negative
+        self._alike(middle, self.y + t / 2, but_not=row.evidence < 0 and row.weight < 0)
+        made = self.painter.decoded(row.prototype)
+        if made is not None:
+            self._paste(View(made).thumbnail(t), columns[2])
         if there is None:
-            self._absent(columns[2], why)
+            self._absent(columns[2] if made is None else columns[3], why, wide=made is None)
         else:
-            self._paste(there.close_up(t), columns[2])
-            self._paste(there.thumbnail(t), columns[3])
+            if made is None and not there.whole:
+                self._paste(there.close_up(t), columns[2])
+            self._paste(there.thumbnail(t), columns[3] if made is not None or not there.whole else columns[2])
         colour = FOR if row.contribution >= 0 else AGAINST
         room = self.WIDTH - self.MARGIN - text
         self.words(text, self.y - 2, signed(row.contribution), 32, colour, bold=True)
@@ -406,22 +445,25 @@ class _Card:
         self.words(text, self.y + 42, f"{number(row.similarity)} × {signed(row.weight)}", 20)
         owner = "of no single class" if row.owner is None else f"class {self.names[row.owner]}"
         self.words(text, self.y + 72, f"prototype {row.prototype}, {owner}", 16, SOFT, width=room)
-        self.words(text, self.y + 95, why or f"from {row.source.case if row.source else ''}", 16, SOFT, width=room)
+        self.words(text, self.y + 95, why or origin(row.source), 16, SOFT, width=room)
 
     def _paste(self, picture: Image.Image, x: int) -> None:
         t = self.THUMB
         self.draw.rectangle([x, self.y, x + t - 1, self.y + t - 1], fill="#f1f3f5")
         self.canvas.paste(picture, (x + (t - picture.width) // 2, self.y + (t - picture.height) // 2))
 
-    def _alike(self, x: float, y: float) -> None:
+    def _alike(self, x: float, y: float, *, but_not: bool) -> None:
         for dy in (-7, 6):  # a wavy double line: alike
             points = [(x - 16 + k, y + dy - 3.2 * math.sin(k / 32 * 2 * math.pi)) for k in range(33)]
             self.draw.line(points, fill=SOFT, width=4, joint="curve")
+        if but_not:
+            self.draw.line([(x - 9, y + 19), (x + 9, y - 19)], fill=SOFT, width=4)
 
-    def _absent(self, x: int, why: str) -> None:
+    def _absent(self, x: int, why: str, *, wide: bool = True) -> None:
         t = self.THUMB
-        self.draw.rectangle([x, self.y, x + 2 * t + self.GAP, self.y + t - 1], outline=LINE, width=2)
-        lines = lettering(18).wrapped(why, 2 * t - 30)
+        across = 2 * t + self.GAP if wide else t
+        self.draw.rectangle([x, self.y, x + across, self.y + t - 1], outline=LINE, width=2)
+        lines = lettering(18).wrapped(why, across - self.GAP - 30)
         for k, line in enumerate(lines):
             self.words(x + 18, self.y + t / 2 - 12 * len(lines) + 25 * k, line, 18, SOFT)
 
@@ -453,16 +495,32 @@ class _Card:
             self.words(x, y + 21, f"{ahead} by {number(abs(a.logit - b.logit))}", 16, SOFT)
             y += 54
         y += 8
+        rows = arguments[0].rows
+        decoded = any(self.painter.decoded(row.prototype) is not None for row in rows)
         for line in (
-            "Outlined: the place that was compared.",
-            "Glow: the prototype's similarity map, upsampled.",
-            "Its features see beyond the outline.",
+            *(DECODED if decoded else OUTLINED),
             "Solid, +: speaks for the class.",
             "Dashed or hatched, −: speaks against it.",
         ):
             self.words(x, y, line, 14, SOFT)
             y += 20
         self.side_end = y
+
+
+def headings(painter: Painter, rows: Sequence[LedgerRow]) -> tuple[str, str, str]:
+    """Return what stands above the pictures of the case, of the prototypes, and beside these."""
+    if any(painter.decoded(row.prototype) is not None for row in rows):
+        return "this picture", "prototype", "nearest case"
+    if any(row.source is not None and not row.source.moved for row in rows):
+        return "this part of this picture", "that part of the nearest picture", ""
+    return "this part of this picture", "that part of a training picture", ""
+
+
+def origin(source: Source | None) -> str:
+    """Return in words where a prototype comes from, or what it only lies near."""
+    if source is None:
+        return NO_CASE
+    return f"from {source.case}" if source.moved else f"nearest case {source.case}"
 
 
 def summands(e: Explanation, shown: int) -> list[tuple[float, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from protolearn.explain.draw import NO_PICTURE, Painter, View, summands
+from protolearn.explain.draw import NO_PICTURE, Painter, View, headings, origin, summands
 from protolearn.explain.lettering import number, share, signed
 from protolearn.explain.passes import whole_file
 from protolearn.structures import Explanation, LedgerRow
@@ -124,11 +124,24 @@ def image(picture: Image.Image, alt: str, *, lossless: bool = False, cls: str = 
 
 
 def pair(view: View, what: str, *, close_first: bool, side: int = 168) -> str:
-    """Return a picture and the close-up of its region."""
+    """Return a picture and the close-up of its region; the picture alone where all of it was meant."""
     tiny = max(view.picture.size) <= 64
+    if view.whole:
+        alone = image(view.thumbnail(side), what, lossless=tiny and view.heat is None)
+        return f'<div class="pair">{alone}</div>'
     whole = image(view.thumbnail(side), f"{what}, the region outlined", lossless=tiny and view.heat is None)
     close = image(view.close_up(side), f"close-up of the region in {what}", lossless=tiny and view.heat is None)
     return f'<div class="pair">{close + whole if close_first else whole + close}</div>'
+
+
+def decoded_beside(made: Image.Image, prototype: int, view: View | None, why: str, side: int = 168) -> str:
+    """Return a decoded prototype and the training case nearest to it, or why that is not shown."""
+    shown = image(View(made).thumbnail(side), f"prototype {prototype}, decoded", lossless=max(made.size) <= 64)
+    if view is None:
+        return f'<div class="pair">{shown}<div class="absent">{text(why)}</div></div>'
+    tiny = max(view.picture.size) <= 64
+    near = image(view.thumbnail(side), f"the training case nearest to prototype {prototype}", lossless=tiny)
+    return f'<div class="pair">{shown}{near}</div>'
 
 
 def whole(picture: Image.Image, alt: str, side: int) -> str:
@@ -198,9 +211,13 @@ def _argument(
     rows = e.top(most)
     body = "".join(_row(painter, picture, e, row, scale) for row in rows)
     noun = "case" if picture is None else "picture"
+    here, there, beside = f"this part of this {noun}", f"that part of a training {noun}", ""
+    if picture is not None:
+        here, there, beside = headings(painter, rows)
+    there += f", {beside}" if beside else ""
     head = (
-        f'<thead><tr role="row"><th scope="col">this part of the {noun}</th><th scope="col">that part of a training '
-        f'{noun}</th><th scope="col">similarity × weight = contribution</th></tr></thead>'
+        f'<thead><tr role="row"><th scope="col">{here}</th><th scope="col">{there}</th>'
+        '<th scope="col">similarity × weight = contribution</th></tr></thead>'
     )
     ledger = f'<table class="ledger" role="table">{head}<tbody role="rowgroup">{body}</tbody></table>' if rows else ""
     parts = [
@@ -213,9 +230,12 @@ def _argument(
 def _row(painter: Painter, picture: Image.Image | None, e: Explanation, row: LedgerRow, scale: float) -> str:
     names = painter.model.classes
     there, why = painter.source_view(row)
+    made = painter.decoded(row.prototype)
     owner = "of no single class" if row.owner is None else f"class {names[row.owner]}"
     source = row.source.case if row.source is not None else ""
-    if row.source is not None and why == NO_PICTURE:
+    if made is not None:
+        like = decoded_beside(made, row.prototype, there, why)
+    elif row.source is not None and why == NO_PICTURE:
         like, why = f'<div class="absent">token {row.source.position}</div>', ""
     elif there is None:
         like = f'<div class="absent">{text(why)}</div>'
@@ -225,7 +245,7 @@ def _row(painter: Painter, picture: Image.Image | None, e: Explanation, row: Led
         f'<div class="big {_sign(row.contribution)}">{signed(row.contribution)}</div>{_bar(row.contribution / scale)}'
         f"<div>{number(row.similarity)} × {signed(row.weight)}</div>"
         f'<div class="soft small">prototype {row.prototype}, {short(owner, 34)}<br>'
-        f"{text(why) if why else f'from {short(source, 40)}'}</div>"
+        f"{text(why) if why else short(origin(row.source), 48)}</div>"
     )
     if picture is None:
         what = f'<div class="absent">token {row.position}</div>'

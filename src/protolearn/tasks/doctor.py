@@ -188,7 +188,7 @@ def _model(model: PrototypeModel) -> Iterator[Finding]:
         yield Finding("error", "encoder changed", text, old)
     tokens: dict[tuple[str, int], list[int]] = defaultdict(list)
     for key, source in zip(ids, bank.sources, strict=True):
-        if source is not None:
+        if source is not None and source.moved:
             tokens[source.content, source.position].append(key)
     shared = [keys for keys in tokens.values() if len(keys) > 1]
     if shared:

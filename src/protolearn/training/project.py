@@ -112,12 +112,13 @@ def project(
     else:
         for row, source in zip(rows.tolist(), sources, strict=True):
             model.bank.sources[row] = replace(source, moved=False)
+    tokens = list(zip(chosen, positions, strict=True))
     stayed = torch.ones(len(model.bank), dtype=torch.bool, device=rows.device)
     stayed[rows] = False
     return Projection(
         moved=len(rows),
         kept=tuple(model.bank.ids[stayed].tolist()),
-        duplicates=_shared(model.bank.ids[rows].tolist(), list(zip(chosen, positions, strict=True))),
+        duplicates=_shared(model.bank.ids[rows].tolist(), tokens) if phase.move else (),
         mean_distance=float(values.double().mean()) if len(rows) else 0.0,
         largest_distance=float(values.max()) if len(rows) else 0.0,
         accuracy_before=accuracy,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from protolearn.core.measures import Distance
-from protolearn.explain.draw import NO_PICTURE, View, index_of
+from protolearn.explain.decode import decodes_pictures
+from protolearn.explain.draw import NO_PICTURE, View, index_of, origin
 from protolearn.explain.explain import weight_table
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, plain_view
 from protolearn.explain.lettering import number, signed
-from protolearn.explain.page import image, pair, short, text
+from protolearn.explain.page import decoded_beside, image, pair, short, text
 from protolearn.explain.passes import picture_of
 
 
@@ -16,8 +17,15 @@ def prototypes(known: Gathered) -> str:
     order = known.chosen
     if not order:
         return "<p>No prototype is shown.</p>" if len(known.bank) else ""
+    noun = "picture" if known.pictured else "case"
+    stayed = any(known.bank.sources[row] is not None and not known.bank.sources[row].moved for row in order)  # type: ignore[union-attr]
+    whence = f"with the training {noun} it comes from"
+    if stayed:
+        whence = f"with the training {noun} nearest to it (prototypes of this model are no training cases)"
+    if decodes_pictures(known.model):
+        whence = f"as the decoder shows it, beside the training {noun} nearest to it"
     parts = [
-        f"<p>Each prototype with the training {'picture' if known.pictured else 'case'} it comes from, and "
+        f"<p>Each prototype {whence}, and "
         + (
             f"the {NEIGHBOURS} other training cases nearest to it, nearest first. "
             f"{'A dashed frame' if known.pictured else 'A cross'} marks a neighbour of another class."
@@ -48,23 +56,26 @@ def _card(known: Gathered, row: int) -> str:
     key, source = int(known.bank.ids[row]), known.bank.sources[row]
     use = known.found.use
     view, why = plain_view(known.painter, source)
-    if source is not None and why == NO_PICTURE:
+    made = known.painter.decoded(key)
+    if made is not None:
+        shown, why = decoded_beside(made, key, view, why, side=140), ""
+    elif source is not None and why == NO_PICTURE:
         shown, why = f'<div class="absent">token {source.position}</div>', ""
     elif view is None:
         shown = f'<div class="absent">{text(why)}</div>'
     else:
         assert source is not None
         shown = pair(view, f"training case {source.case}, source of prototype {key}", close_first=True, side=140)
-    origin = f"from {short(source.case, 44)}" if source is not None else text(why)
+    told_from = short(origin(source), 50)
     if source is not None and why:
-        origin += f"<br>{text(why)}"
+        told_from += f"<br>{text(why)}"
     numbers = ""
     if use.cases:
         numbers = (
             f"<br>evidence: mean {number(float(use.mean[row]))}, highest {number(float(use.highest[row]))}"
             f"<br>in charge of {int(use.leading[row])} of {use.cases} cases"
         )
-    told = f'<div><h4 id="p{key}">Prototype {key}</h4><div class="small soft">{origin}{numbers}</div></div>'
+    told = f'<div><h4 id="p{key}">Prototype {key}</h4><div class="small soft">{told_from}{numbers}</div></div>'
     flags = "".join(f"<li>{text(words)}</li>" for words in known.troubles.get(key, []))
     listed = f'<ul class="flags">{flags}</ul>' if flags else ""
     body = f"{_near(known, row)}{_weights(known, row)}{listed}"

@@ -11,10 +11,11 @@
     plus U(-1e-8, 1e-8)
 
 The lower clip of INT takes the reward away once a density is high; without it variances collapse. Evidence is -D and
-the head's weight is -W. What a model gives out is the prediction of the modes mu_k, so that its ledger is exact and
-repeats. ``core.sampling`` draws: ``predictive`` for the averaged prediction (the one to score) and its uncertainty,
-split into aleatoric and epistemic, ``contribution_spread`` for what each contribution varies by, ``calibrate_refusal``
-for a threshold on validation cases. ``explain.decode`` shows draws as pictures.
+the head's weight is -W, kept at mean 0 over the classes of a prototype: no probability depends on that mean. What a
+model gives out is the prediction of the modes mu_k, so that its ledger is exact and repeats. ``core.sampling`` draws:
+``predictive`` for the averaged prediction (the one to score) and its uncertainty, split into aleatoric and epistemic,
+``contribution_spread`` for what each contribution varies by, ``calibrate_refusal`` for a threshold on validation cases.
+``explain.decode`` shows draws as pictures.
 
 Unverified: no official code or readable paper was found. Formulas follow a description made from a stored copy of a
 TensorFlow class; width 40, rate 1e-3, batches of 128 and the full covariance are read off the name of a stored run, 30
@@ -22,8 +23,9 @@ draws off a stored evaluation; epochs, draws in training and the prior's form ar
 
 Departs from that copy, on purpose: the diagonal fit takes the standard deviation, not the variance; the Cholesky factor
 is made once, not twice, so that a fit has the class's covariance; a fit raises variances below ``floor`` of their mean
-(with 0, codes that never vary in some direction leave INT at its upper clip, without gradient). Beyond it, ours: several prototypes a class (INT of their equal mixture, fitted to k-means parts of the
-class), and any encoder, as its mean token coded by two layers and decoded to the features.
+(with 0, codes that never vary in some direction leave INT at its upper clip, without gradient). Beyond it, ours:
+several prototypes a class (INT of their equal mixture, fitted to k-means parts of the class), and any encoder, as its
+mean token coded by two layers and decoded to the features.
 """
 
 from __future__ import annotations
@@ -59,10 +61,12 @@ PAPER = Recipe(
 )
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: seconds without an accelerator",
-    method={"encoder_rate": None, "axes": 256, "law": "diagonal"},
+    method={
+        "encoder_rate": None, "axes": 256, "law": "diagonal", "rate": 3e-3, "autoencoder_epochs": 50, "epochs": 60,
+    },
     encoder={"layer": "final"},
-    options={"batch_size": 128},
-)
+    options={"batch_size": 64},
+)  # fmt: skip
 
 
 @register(
@@ -137,7 +141,8 @@ class ProbPSENN(Method):
         ownership = torch.eye(classes).repeat_interleave(self.prototypes_per_class, dim=0)
         vectors = self.prior_scale * torch.randn(count, coding.dim, generator=draw)
         law = make_law(self.law, count, coding.dim, prior_scale=self.prior_scale, generator=draw)
-        head = LinearEvidence(0.5 * ownership.T + (2 * torch.rand(classes, count, generator=draw) - 1) * 1e-8)
+        near_zero = (2 * torch.rand(classes, count, generator=draw) - 1) * 1e-8
+        head = LinearEvidence(0.5 * ownership.T + near_zero, centred=True)
         bank = PrototypeBank(vectors, ownership, law=law)
         return PrototypeModel(
             encoder, coding.neck, bank, squared_l2, head, similarity=Negative(), decoder=coding.decoder

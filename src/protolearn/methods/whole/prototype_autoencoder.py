@@ -8,9 +8,9 @@
     starts: p and W uniform in [0, 1); the convolutions normal with deviation 0.01
 
 The sign of the house: evidence is -D and the head's weight is -W, so a larger weight means "near this prototype speaks
-for the class", and logits are the paper's. Prototypes belong to no class: what one stands for is the class with the
-largest weight (``LinearEvidence.favoured``). Compare weights within one prototype only: a constant added to all classes
-of one changes no probability.
+for the class". A constant added to all classes of one prototype changes no probability and no step of training, so the
+weights of each are kept at mean 0: the logits are the paper's up to a number that all classes share. Prototypes belong
+to no class: what one stands for is the class with the largest weight (``LinearEvidence.favoured``).
 
 The network and its decoder are ``encoders.ConvAutoencoder``; batch size and deformation are in the recipe "paper". R1
 is a statistic of the batch, so small batches draw prototypes to few cases. R is a sum over pixels, and its weight is
@@ -55,9 +55,9 @@ PAPER = Recipe(
 )
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: seconds without an accelerator",
-    method={"encoder_rate": None, "axes": 256, "start": "k_means", "prototypes": 30, "epochs": 200},
+    method={"encoder_rate": None, "axes": 256, "start": "k_means", "prototypes": 30, "epochs": 100},
     encoder={"layer": "final"},
-    options={"batch_size": 250},
+    options={"batch_size": 64},
 )
 
 
@@ -119,7 +119,7 @@ class PrototypeAutoencoder(Method):
             )
         vectors = torch.rand(self.prototypes, dim, generator=draw)
         bank = PrototypeBank(vectors, torch.zeros(self.prototypes, classes))
-        head = LinearEvidence(-torch.rand(classes, self.prototypes, generator=draw))
+        head = LinearEvidence(-torch.rand(classes, self.prototypes, generator=draw), centred=True)
         return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=Negative(), decoder=decoder)
 
     @torch.no_grad()
