@@ -51,8 +51,8 @@ from protolearn.structures import Output, Tokens
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures (no alignment then): minutes without an accelerator",
     method={
-        "neck": "principal", "start": "k_means", "encoder_rate": None, "warm_epochs": 0, "epochs": 40,
-        "neck_rate": 1e-3, "prototype_rate": 3e-3, "head_rate": 1e-2, "step": 20, "gamma": 0.5, "project": "move",
+        "neck": "principal", "start": "k_means", "encoder_rate": None, "warm_epochs": 0, "epochs": 20,
+        "neck_rate": 3e-3, "prototype_rate": 3e-3, "head_rate": 1e-2, "step": 10, "gamma": 0.5, "project": "move",
     },
     encoder={"layer": "final", "smooth": 3},
     options={"batch_size": 40},

@@ -68,7 +68,7 @@ FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: minutes without an accelerator",
     method={
         "neck": "principal", "start": "k_means", "enlarge": 1, "encoder_rate": None, "warm_epochs": 0,
-        "neck_rate": 1e-3, "prototype_rate": 3e-3, "project_at": (20, 40), "step": 20, "gamma": 0.5,
+        "neck_rate": 3e-3, "prototype_rate": 3e-3, "project_at": (20, 40), "step": 20, "gamma": 0.5,
         "last_layer": "final", "last_layer_epochs": 40, "head_rate": 1e-2,
     },
     encoder={"layer": "final", "smooth": 3},
