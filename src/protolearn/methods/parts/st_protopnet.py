@@ -166,7 +166,7 @@ class STProtoPNet(Method):
         draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
         for label in range(model.bank.classes):
             own = [_real(model.embed(tokens.part(labels == label))) for tokens, labels in batches]
-            parts = F.normalize(torch.cat(own).unflatten(1, (2, -1)), dim=2)
+            parts = F.normalize(torch.cat(own).view(-1, 2, self.dim), dim=2)
             for branch in range(2):
                 rows = ((owner == label) & (model.bank.groups == branch)).nonzero().squeeze(1)
                 if len(parts) >= len(rows):
