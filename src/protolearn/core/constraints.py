@@ -21,7 +21,7 @@ def within_part(vectors: Tensor, groups: Tensor, parts: int) -> Tensor:
     >>> within_part(torch.tensor([[3.0, 4.0, 5.0, 12.0]]), torch.tensor([0]), 2)
     tensor([[0.6000, 0.8000, 0.0000, 0.0000]])
     """
-    blocks = vectors.unflatten(-1, (parts, -1))
+    blocks = vectors.reshape(*vectors.shape[:-1], parts, -1)
     mine = F.one_hot(groups, parts).unsqueeze(-1).to(vectors.dtype)
     return F.normalize((blocks * mine).flatten(-2), dim=-1)
 

@@ -26,8 +26,8 @@ def make_neck(
     ----------
     kind : {"regular", "bottleneck", "linear", "single", "principal", "identity"}
         ``regular``: linear, ReLU, linear, sigmoid. ``linear``: two linear layers and no activation. ``single``: one
-        linear layer and a sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two
-        layers a step, then a sigmoid. ``principal``: a fixed projection on principal axes (:class:`PrincipalAxes`, to
+        linear layer and a sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two layers a step,
+        then a sigmoid. ``principal``: a fixed projection on principal axes (:class:`PrincipalAxes`, to
         be fitted to tokens), then one linear layer that starts as half the identity. ``identity``: none, and ``dim``
         must equal ``dim_in``.
     dim_in, dim : int
@@ -56,7 +56,7 @@ def make_neck(
     if kind == "linear":
         return nn.Sequential(_linear(dim_in, dim, generator), _linear(dim, dim, generator))
     if kind == "single":
-        return nn.Sequential(_linear(dim_in, dim, generator), nn.Sigmoid())
+        return one_layer(dim_in, dim, generator=generator)
     widths = [(dim_in, dim), (dim, dim)] if kind == "regular" else _halving(dim_in, dim)
     layers: list[nn.Module] = []
     for source, target in widths:

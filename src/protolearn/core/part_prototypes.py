@@ -15,8 +15,9 @@ from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
 from protolearn.core.method import Initialise, Phase, Project, Train
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import NeckKind, PrincipalAxes, make_neck
+from protolearn.core.necks import NeckKind, make_neck
 from protolearn.core.similarities import LogRatio
+from protolearn.core.starts import fit_axes, real_values
 from protolearn.core.updates import k_means
 from protolearn.structures import Tokens
 
@@ -51,21 +52,24 @@ def start_from_tokens(
     seed: int,
     *,
     prototypes: Literal["uniform", "k_means"] = "k_means",
+    directions: bool = False,
 ) -> None:
     """Fit a principal neck, if there is one; then put each class's prototypes on k-means centres of its own tokens.
 
-    With ``uniform`` prototypes stay where they are. A class with fewer tokens than prototypes keeps its own.
+    With ``uniform`` prototypes stay where they are. A class with fewer tokens than prototypes keeps its own. With
+    ``directions`` tokens are brought to unit length before they are clustered.
     """
-    if isinstance(model.neck, nn.Sequential) and len(model.neck) and isinstance(model.neck[0], PrincipalAxes):
-        model.neck[0].fit(tokens for tokens, _ in batches)
+    fit_axes(model, batches)
     if prototypes == "uniform":
         return
     draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
     for label in range(model.bank.classes):
-        own = [model.embed(tokens).values[labels == label].flatten(0, 1) for tokens, labels in batches]
-        rows, tokens = (owner == label).nonzero().squeeze(1), torch.cat(own)
-        if len(tokens) >= len(rows):
-            model.bank.vectors[rows] = k_means(tokens, len(rows), generator=draw).centres
+        own = torch.cat([real_values(model.embed(tokens.part(labels == label))) for tokens, labels in batches])
+        own = nn.functional.normalize(own, dim=1) if directions else own
+        rows = (owner == label).nonzero().squeeze(1)
+        if len(own) >= len(rows):
+            model.bank.vectors[rows] = k_means(own, len(rows), generator=draw).centres
+    model.bank.constrain()
 
 
 def interrupted_by_projection(

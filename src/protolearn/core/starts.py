@@ -19,6 +19,11 @@ MOST_TOKENS = 20_000
 """How many tokens are clustered at most; they are drawn evenly from all."""
 
 
+def real_values(tokens: Tokens) -> Tensor:
+    """Return ``(N, D)``: the values of all cases and positions, without padding."""
+    return tokens.values.flatten(0, 1) if tokens.mask is None else tokens.values[tokens.mask]
+
+
 @torch.no_grad()
 def fit_axes(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]]) -> None:
     """Fit the principal axes that a neck begins with, if it does."""
@@ -32,12 +37,10 @@ def pool_on_tokens(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor
 
     Left as they are where there are fewer tokens than prototypes.
     """
-    parts = []
-    for tokens, _ in batches:
-        embedded = model.embed(tokens)
-        real = embedded.values.flatten(0, 1) if embedded.mask is None else embedded.values[embedded.mask]
-        parts.append(real)
-    every, draw = torch.cat(parts), torch.Generator().manual_seed(seed)
+    every, draw = (
+        torch.cat([real_values(model.embed(tokens)) for tokens, _ in batches]),
+        torch.Generator().manual_seed(seed),
+    )
     if len(every) > MOST_TOKENS:
         every = every[torch.randperm(len(every), generator=draw)[:MOST_TOKENS].to(every.device)]
     if len(every) >= len(model.bank):

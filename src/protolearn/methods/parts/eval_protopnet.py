@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from protolearn.core.bank import PrototypeBank, unit_norm
 from protolearn.core.encoder import Encoder
@@ -39,8 +38,8 @@ from protolearn.core.matching import best_match
 from protolearn.core.measures import cosine, projection_length
 from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import NeckKind, PrincipalAxes, make_neck
-from protolearn.core.updates import k_means
+from protolearn.core.necks import NeckKind, make_neck
+from protolearn.core.part_prototypes import start_from_tokens
 from protolearn.errors import UsageError
 from protolearn.objectives.alignment import gram_alignment
 from protolearn.objectives.attraction import similarity_cluster, similarity_separation
@@ -51,8 +50,8 @@ from protolearn.structures import Output, Tokens
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures (no alignment then): minutes without an accelerator",
     method={
-        "neck": "principal", "start": "k_means", "encoder_rate": None, "warm_epochs": 0, "epochs": 40,
-        "neck_rate": 1e-3, "prototype_rate": 3e-3, "head_rate": 1e-2, "step": 20, "gamma": 0.5, "project": "move",
+        "neck": "principal", "start": "k_means", "encoder_rate": None, "warm_epochs": 0, "epochs": 20,
+        "neck_rate": 3e-3, "prototype_rate": 3e-3, "head_rate": 1e-2, "step": 10, "gamma": 0.5, "project": "move",
     },
     encoder={"layer": "final", "smooth": 3},
     options={"batch_size": 40},
@@ -122,20 +121,9 @@ class EvalProtoPNet(Method):
         bank.constrain()
         return PrototypeModel(encoder, neck, bank, projection_length, ClassSoftmaxEvidence(bank.ownership))
 
-    @torch.no_grad()
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
         """Fit the principal axes; then put the prototypes of a class on the k-means centres of its own directions."""
-        if isinstance(model.neck, nn.Sequential) and isinstance(model.neck[0], PrincipalAxes):
-            model.neck[0].fit(tokens for tokens, _ in batches)
-        if self.start == "uniform":
-            return
-        draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
-        for label in range(model.bank.classes):
-            own = [model.embed(tokens).values[labels == label].flatten(0, 1) for tokens, labels in batches]
-            rows, directions = (owner == label).nonzero().squeeze(1), F.normalize(torch.cat(own), dim=1)
-            if len(directions) >= len(rows):
-                model.bank.vectors[rows] = k_means(directions, len(rows), generator=draw).centres
-        model.bank.constrain()
+        start_from_tokens(model, batches, seed, prototypes=self.start, directions=True)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the terms; the alignment only where the encoder ran and gave an early map."""

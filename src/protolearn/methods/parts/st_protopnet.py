@@ -40,10 +40,12 @@ from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.matching import best_match
 from protolearn.core.measures import cosine, cosine_in_parts, dot
-from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, register
+from protolearn.core.method import Method, Phase, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import Finer, NeckKind, PrincipalAxes, SideBySide, make_neck
+from protolearn.core.part_prototypes import interrupted_by_projection
 from protolearn.core.similarities import Relu
+from protolearn.core.starts import real_values
 from protolearn.core.updates import k_means
 from protolearn.errors import UsageError
 from protolearn.objectives.attraction import similarity_cluster, similarity_separation
@@ -68,7 +70,7 @@ FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: minutes without an accelerator",
     method={
         "neck": "principal", "start": "k_means", "enlarge": 1, "encoder_rate": None, "warm_epochs": 0,
-        "neck_rate": 1e-3, "prototype_rate": 3e-3, "project_at": (20, 40), "step": 20, "gamma": 0.5,
+        "neck_rate": 3e-3, "prototype_rate": 3e-3, "project_at": (20, 40), "step": 20, "gamma": 0.5,
         "last_layer": "final", "last_layer_epochs": 40, "head_rate": 1e-2,
     },
     encoder={"layer": "final", "smooth": 3},
@@ -159,14 +161,14 @@ class STProtoPNet(Method):
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
         """Fit the principal axes; then put the prototypes of a class on the k-means centres of its own directions."""
         for module in model.neck.modules():
-            if isinstance(module, PrincipalAxes):
+            if isinstance(module, PrincipalAxes):  # it may stand inside a neck that lays tokens out anew
                 module.fit(tokens for tokens, _ in batches)
         if self.start == "uniform":
             return
         draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
         for label in range(model.bank.classes):
-            own = [_real(model.embed(tokens.part(labels == label))) for tokens, labels in batches]
-            parts = F.normalize(torch.cat(own).unflatten(1, (2, -1)), dim=2)
+            own = [real_values(model.embed(tokens.part(labels == label))) for tokens, labels in batches]
+            parts = F.normalize(torch.cat(own).view(-1, 2, self.dim), dim=2)
             for branch in range(2):
                 rows = ((owner == label) & (model.bank.groups == branch)).nonzero().squeeze(1)
                 if len(parts) >= len(rows):
@@ -224,19 +226,11 @@ class STProtoPNet(Method):
         joint_rates = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
         decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
         falls: dict[str, Any] = {"step": self.step, "milestones": self.milestones, "gamma": self.gamma}
-        plan: list[Phase] = [] if self.neck != "principal" and self.start == "uniform" else [Initialise()]
-        plan += [Train("warm", self.warm_epochs, rates, decay, weights=self.turns())]
-        done = self.warm_epochs
-        for epoch in self.project_at:
-            if epoch > done:
-                plan += [Train("joint", epoch - done, joint_rates, decay, weights=self.turns(), **falls)]
-                done = epoch
-            plan += [Project()]
-            if self.last_layer == "each" or epoch == self.project_at[-1]:
-                head = {"head": self.head_rate}
-                plan += [Train("last_layer", self.last_layer_epochs, head, weights=self.turns())]
-        return plan
-
-
-def _real(tokens: Tokens) -> Tensor:
-    return tokens.values.flatten(0, 1) if tokens.mask is None else tokens.values[tokens.mask]
+        return interrupted_by_projection(
+            Train("warm", self.warm_epochs, rates, decay, weights=self.turns()),
+            Train("joint", 1, joint_rates, decay, weights=self.turns(), **falls),
+            Train("last_layer", self.last_layer_epochs, {"head": self.head_rate}, weights=self.turns()),
+            self.project_at,
+            last=self.last_layer,
+            initialise=self.neck == "principal" or self.start == "k_means",
+        )
