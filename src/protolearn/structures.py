@@ -215,6 +215,8 @@ class Output:
         The second half of the batch shows the cases of the first half again, in another view.
     similarity : callable or None
         What made similarities of distances, for terms on its own parameters.
+    cases : tuple of str
+        Stable ids of the cases, where an objective may need them (a case must not vote for itself); else empty.
     """
 
     tokens: Tokens | None
@@ -235,6 +237,7 @@ class Output:
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     paired: bool = False
     similarity: ToSimilarity | None = None
+    cases: tuple[str, ...] = ()
 
     def replace(self, **changes: Any) -> Output:
         """Return a copy with some fields changed."""
@@ -247,6 +250,9 @@ class Output:
             value = getattr(self, entry.name)
             if isinstance(value, Tensor):
                 changes[entry.name] = value[cases]
+            elif isinstance(value, tuple) and value:
+                chosen = torch.arange(len(value))[cases.cpu() if isinstance(cases, Tensor) else cases]
+                changes[entry.name] = tuple(value[i] for i in chosen.tolist())
             elif isinstance(value, Tokens | Output):
                 changes[entry.name] = value.part(cases)
             elif isinstance(value, Mapping):

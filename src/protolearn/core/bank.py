@@ -186,6 +186,14 @@ class PrototypeBank(nn.Module):
             raise KeyError(f"no prototype has the id {', '.join(map(str, missing))}")
         return torch.tensor([table[key] for key in wanted], dtype=torch.long, device=self.ids.device)
 
+    def rows_of(self, cases: Sequence[str]) -> Tensor:
+        """Return ``(B,)`` the first row that comes from each case, by the case's id; -1 where none does."""
+        table: dict[str, int] = {}
+        for row, source in enumerate(self.sources):
+            if source is not None:
+                table.setdefault(source.case, row)
+        return torch.tensor([table.get(case, -1) for case in cases], dtype=torch.long, device=self.ids.device)
+
     @torch.no_grad()
     def move(self, rows: Tensor, vectors: Tensor, sources: Sequence[Source | None]) -> None:
         """Set the vectors of some rows and the cases they now come from."""

@@ -212,6 +212,52 @@ class ClassSoftmaxEvidence(Head):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class FixedEvidence(Head):
+    """As :class:`LinearEvidence`, with weights that are part of the design and never learned; the bias may be.
+
+    Parameters
+    ----------
+    weight : Tensor
+        ``(C, P)``; kept as a buffer.
+    bias : Tensor, optional
+        ``(C,)``; a parameter.
+
+    Examples
+    --------
+    >>> FixedEvidence(torch.eye(2), torch.tensor([0.0, 1.0]))(torch.tensor([[3.0, 4.0]]))
+    tensor([[3., 5.]], grad_fn=<AddmmBackward0>)
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        if weight.ndim != 2:
+            raise ValueError(f"weight must be (C, P), got {tuple(weight.shape)}")
+        self.register_buffer("weight", weight.clone())
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        return nn.functional.linear(evidence, self.weight, self.bias)
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Return evidence times weight, ``(B, C, P)``."""
+        return evidence.unsqueeze(1) * self.weight
+
+    def offset(self) -> Tensor:
+        """Return the bias, or zeros."""
+        return self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these columns of the weight."""
+        self.weight = self.weight[:, rows].clone()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_to(self, state_dict, prefix, ("weight",))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 def resize_to(module: nn.Module, state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
     """Give parameters and buffers the size they have in a state dict (a bank may have grown or been pruned)."""
     for name in names:

@@ -451,7 +451,7 @@ def _add_product(
 
 def _chain(source: Tensor, *parts: tuple[Tensor | None, Tensor]) -> Tensor:
     """Return the gradient of ``source`` from the gradients of what was made of it."""
-    made = [(tensor, grad) for tensor, grad in parts if tensor is not None]
+    made = [(tensor, grad) for tensor, grad in parts if tensor is not None and tensor.requires_grad]
     return torch.autograd.grad([tensor for tensor, _ in made], source, [grad for _, grad in made])[0]
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.errors import UsageError, nearest_names
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output, Source, Tokens
 
 if TYPE_CHECKING:
     from protolearn.core.model import PrototypeModel
@@ -207,6 +207,23 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class TrainingTokens(Protocol):
+    """The un-augmented training cases as a method starts from them: ``(tokens before the neck, labels)``, in order."""
+
+    def __iter__(self) -> Iterator[tuple[Tokens, Tensor]]:
+        """Yield batches; as often as one likes."""
+        ...
+
+    @property
+    def targets(self) -> Mapping[str, Any]:
+        """What is known of the cases beside their class: one row a case, in order."""
+        ...
+
+    def sources(self, cases: Sequence[int], positions: Sequence[int] | None = None) -> list[Source]:
+        """Return the sources of tokens that become prototypes as they are; cases are numbered in order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """A paper. Subclasses are frozen dataclasses and register themselves.
@@ -237,7 +254,7 @@ class Method(ABC):
     def phases(self) -> list[Phase]:
         """Return the schedule."""
 
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Start neck and prototypes from un-augmented training tokens (before the neck) and labels.
 
         ``batches`` may be gone through several times. Bank and head may be given another size.

@@ -39,11 +39,56 @@ class LogRatio:
 
 @dataclass(frozen=True)
 class Negative:
-    """``-d``."""
+    """``-scale * d``."""
+
+    scale: float = 1.0
 
     def __call__(self, distance: Tensor) -> Tensor:
         """Return the similarity."""
-        return -distance
+        return -distance if self.scale == 1.0 else -self.scale * distance
+
+
+@dataclass(frozen=True)
+class NegativeRoot:
+    """``-sqrt(factor * d)``: minus Euclid's distance where ``d`` is its square; no gradient at 0.
+
+    With factor 2 and ``d = 1 - cos`` it is minus the distance of unit vectors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> NegativeRoot()(torch.tensor([4.0, 0.0]))
+    tensor([-2., -0.])
+    """
+
+    factor: float = 1.0
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Return the similarity."""
+        return -(self.factor * distance).clamp_min(1e-30).sqrt().where(distance > 0, distance)
+
+
+@dataclass(frozen=True)
+class NegativeLog:
+    """``-power * log(d + eps)``: a softmax over it weighs prototypes by ``d ** -power``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> NegativeLog(power=2.0, eps=0.0)(torch.tensor([1.0, 2.0])).softmax(0)
+    tensor([0.8000, 0.2000])
+    """
+
+    power: float = 1.0
+    eps: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not self.power > 0 or self.eps < 0:
+            raise UsageError(f"power must be positive and eps not negative, got {self.power} and {self.eps}")
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Return the similarity."""
+        return -self.power * (distance + self.eps).log()
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ class PhaseModule(L.LightningModule):
         targets = {name: values[rows].to(labels.device) for name, values in self.targets.items()}
         draw = torch.Generator().manual_seed(epoch_seed(self.how["seed"], self.phase.name, self.run.epochs) + step)
         inputs, labels, more = self.method.prepare(inputs, labels, targets, draw)
-        out = self.model(inputs).replace(targets=more, paired=self.phase.pairs)
+        named = tuple(self.cases.ids[i] for i in rows.tolist()) if len(inputs) == len(rows) else ()
+        out = self.model(inputs).replace(targets=more, paired=self.phase.pairs, cases=named)
         weights = self.phase.coefficients(self.method.weights(), self.run.epochs, step)
         loss, values = minimised(self.method, out, labels, weights)
         self.last = out, labels

@@ -183,7 +183,7 @@ def make_sources(
 @torch.no_grad()
 def layout(model: PrototypeModel, cases: Cases) -> Tokens:
     """Return the encoder's tokens of one case, to see how they are laid out."""
-    device = next(iter(model.parameters())).device
+    device = model.bank.vectors.device
     was = model.encoder.training
     model.encoder.eval()
     tokens = model.encode(cases[0].inputs.unsqueeze(0).to(device))

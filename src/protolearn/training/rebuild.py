@@ -167,8 +167,11 @@ def fill(model: PrototypeModel, path: Path, shapes: dict[str, Shape]) -> None:
             raise ModelFileError(f"{path}: {name!r} has the type {shape.dtype}, expected {_DTYPES.get(wanted.dtype)}")
         if name.endswith("_extra_state"):
             continue
-        resized = tuple(count if step == built else step for step in wanted.shape)
         row = name.removeprefix("bank.") in _ROWS and name.startswith("bank.")
+        # rows of the bank come first; elsewhere any axis of that length may be the prototypes
+        resized = tuple(
+            count if step == built and (axis == 0 or not row) else step for axis, step in enumerate(wanted.shape)
+        )
         if name.removeprefix("head.") in model.head.sized_apart and len(shape.size) == wanted.ndim:
             continue
         if shape.size != resized and (row or shape.size != tuple(wanted.shape)):

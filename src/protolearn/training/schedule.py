@@ -165,7 +165,7 @@ class Schedule:
                 means = tensor_epoch(
                     self.model, self.method, phase, run, material, self.stores.data.labels,
                     seed=self.how.seed, batch_size=self.how.batch_size, clip=self.how.clip,
-                    targets=self.stores.data.targets,
+                    targets=self.stores.data.targets, ids=self.stores.data.ids,
                 )  # fmt: skip
                 more = self._epoch_end(phase, index, means)
                 if bar is not None:

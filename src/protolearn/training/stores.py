@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from protolearn.core.method import Method
@@ -14,10 +16,11 @@ from protolearn.data.cases import Cases
 from protolearn.data.splits import check_pair
 from protolearn.encoders.cache import token_cache
 from protolearn.errors import DataError, UsageError
+from protolearn.structures import Source
 from protolearn.training import distributed
 from protolearn.training.material import CachedScores, CachedTokens, PlainTokens, TokenStore, plain_outputs
 from protolearn.training.options import Options
-from protolearn.training.project import layout
+from protolearn.training.project import layout, make_sources
 from protolearn.training.steps import Tally, minimised
 
 BYTES_IN_MEMORY = 2**30
@@ -95,10 +98,10 @@ class Stores:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def batches(self) -> PlainTokens:
+    def batches(self) -> CaseTokens:
         """Return the un-augmented tokens with labels, to start neck and prototypes from."""
         self._material = None  # made of an earlier neck
-        return PlainTokens(self.tokens(), self.data.labels, self.how.batch_size, self.device)
+        return CaseTokens(self)
 
     def outputs(self) -> CachedTokens:
         """Return what a phase reads that leaves the encoder alone."""
@@ -124,7 +127,7 @@ class Stores:
             targets = {
                 name: torch.from_numpy(rows[part.numpy()]).to(self.device) for name, rows in cases.targets.items()
             }
-            out = out.replace(targets=targets)
+            out = out.replace(targets=targets, cases=tuple(cases.ids[i] for i in part.tolist()))
             tally.add(minimised(method, out, wanted)[1], int((wanted >= 0).sum()))
         return tally.means()
 
@@ -145,3 +148,21 @@ class Stores:
 
     def _bytes(self, cases: int) -> int:
         return cases * layout(self.model, self.plain).values[0].numel() * 4
+
+
+class CaseTokens(PlainTokens):
+    """Un-augmented tokens of the training cases, which also say what else is known of each case."""
+
+    def __init__(self, stores: Stores) -> None:
+        super().__init__(stores.tokens(), stores.data.labels, stores.how.batch_size, stores.device)
+        self._model, self._cases = stores.model, stores.plain
+
+    @property
+    def targets(self) -> Mapping[str, np.ndarray]:
+        """What is known of the cases beside their class, in the order in which they come."""
+        return self._cases.targets
+
+    def sources(self, cases: Sequence[int], positions: Sequence[int] | None = None) -> list[Source]:
+        """Return the sources of tokens that become prototypes as they are, by case number and position."""
+        places = [0] * len(cases) if positions is None else list(positions)
+        return make_sources(self._model, self._cases, list(cases), places, [0.0] * len(cases))

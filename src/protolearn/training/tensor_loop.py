@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ def tensor_epoch(
     batch_size: int,
     clip: float | None,
     targets: Mapping[str, np.ndarray] | None = None,
+    ids: Sequence[str] = (),
 ) -> dict[str, float]:
     """Train one epoch; return the means of loss, terms and accuracy.
 
@@ -67,7 +68,8 @@ def tensor_epoch(
             set_rates(run, phase, model, step, len(batches))
         rows = seen.to(device)
         beside = {name: values[rows] for name, values in more.items()}
-        out = material(seen, shown).replace(targets=beside, paired=phase.pairs)
+        named = tuple(ids[i] for i in seen.tolist()) if ids else ()
+        out = material(seen, shown).replace(targets=beside, paired=phase.pairs, cases=named)
         weights = phase.coefficients(method.weights(), run.epochs, step)
         loss, values = minimised(method, out, wanted[rows], weights)
         refuse_nonfinite(values, phase.name, run.epochs)

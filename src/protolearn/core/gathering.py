@@ -1,0 +1,124 @@
+"""Necks that gather the tokens of an input into one vector, and fixed or learned maps of such vectors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from protolearn.core.necks import whole_input
+from protolearn.structures import Tokens
+
+
+class Gathering(nn.Module, ABC):
+    """A neck that reads all tokens of an input at once and may give others in their place, such as one for all."""
+
+    @abstractmethod
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return what prototypes are compared with, for the encoder's tokens."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the values of :meth:`on_tokens` for bare values ``(B, S, D)``."""
+        return self.on_tokens(Tokens(values)).values
+
+
+def summarise(tokens: Tokens) -> Tensor:
+    """Return one vector an input ``(B, D)``: the encoder's summary, or else the mean over real positions.
+
+    An input without a real position has the mean 0.
+
+    Examples
+    --------
+    >>> summarise(Tokens(torch.tensor([[[1.0], [3.0], [9.0]]]), mask=torch.tensor([[True, True, False]])))
+    tensor([[2.]])
+    """
+    if tokens.summary is not None:
+        return tokens.summary
+    return whole_input(tokens).values[:, 0]
+
+
+class Pooled(Gathering):
+    """One token for the whole input: :func:`summarise`, then layers.
+
+    The result keeps the vector before the layers as its summary; it has no place, as it is the whole input.
+
+    Examples
+    --------
+    >>> Pooled(nn.Identity()).on_tokens(Tokens(torch.rand(2, 5, 3), grid=(5,))).values.shape
+    torch.Size([2, 1, 3])
+    """
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return ``(B, 1, D)``."""
+        whole = summarise(tokens)
+        return Tokens(self.layers(whole).unsqueeze(1), summary=whole)
+
+
+class Scaled(nn.Module):
+    """Take a fixed centre off every coordinate and divide by a fixed scale; 0 and 1 at first.
+
+    A squared distance then counts in units of that scale; the centre keeps the numbers small.
+
+    Examples
+    --------
+    >>> Scaled(2)(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``(..., D)``."""
+        return (values - self.centre) / self.scale
+
+
+class CentredUnit(nn.Module):
+    """Take a fixed mean off, 0 at first, and scale to unit length."""
+
+    mean: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``(..., D)``."""
+        return nn.functional.normalize(values - self.mean, dim=-1)
+
+
+class DiagonalMap(nn.Module):
+    """Multiply each coordinate by ``sqrt(exp(a) + floor)``, ``a`` learned from 0: Mahalanobis, diagonal matrix."""
+
+    def __init__(self, dim: int, floor: float = 1e-6, limit: float = 10.0) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(dim))
+        self.floor, self.limit = floor, limit
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``(..., D)``."""
+        return values * (self.log.clamp(-self.limit, self.limit).exp() + self.floor).sqrt()
+
+
+class TriangularMap(nn.Module):
+    """Multiply by a lower triangle L with positive diagonal, learned from 0.1 I: Mahalanobis with ``L L'``."""
+
+    def __init__(self, dim: int, start: float = 0.1, floor: float = 1e-6) -> None:
+        super().__init__()
+        self.free = nn.Parameter(start * torch.eye(dim))
+        self.floor = floor
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``(..., D)``."""
+        triangle = torch.tril(self.free, -1) + torch.diag(self.free.diagonal().clamp_min(self.floor))
+        return values @ triangle

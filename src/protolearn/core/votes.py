@@ -1,0 +1,362 @@
+"""Prediction by the cases themselves: every stored case votes for its class, near ones with more weight.
+
+B queries, P stored cases, C classes. Scores ``(B, P)`` rise with nearness; weights ``(B, P)`` are what a softmax over
+the allowed cases makes of them; probabilities are the weights added up by class, so a vote is its own explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from protolearn.core.bank import PrototypeBank
+from protolearn.core.heads import Head
+from protolearn.core.matching import chunk_rows
+from protolearn.core.measures import Distance, Measure
+from protolearn.core.precision import full_precision
+
+if TYPE_CHECKING:
+    from protolearn.structures import Output
+
+Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""``(B, D)`` queries and k to ``(B, k)`` values and rows, nearest first."""
+
+
+def vote_weights(
+    scores: Tensor, allowed: Tensor | None = None, *, k: int | None = None, groups: Tensor | None = None
+) -> Tensor:
+    """Return the weight of every case in every vote, ``(B, P)``.
+
+    Parameters
+    ----------
+    scores : Tensor
+        ``(B, P)``; -inf counts as not allowed.
+    allowed : Tensor, optional
+        ``(P,)`` or ``(B, P)`` bool.
+    k : int, optional
+        Only the k cases with the largest scores vote; the lower row wins a tie.
+    groups : Tensor, optional
+        ``(P,)`` int64: each group (environment) votes by itself, and the mean over groups that have a vote counts.
+
+    Returns
+    -------
+    Tensor
+        Rows sum to 1; a query for which no case is allowed has zeros.
+
+    Examples
+    --------
+    >>> vote_weights(torch.tensor([[0.0, 0.0, -9e9]]), torch.tensor([True, True, True]))
+    tensor([[0.5000, 0.5000, 0.0000]])
+    """
+    allowed = torch.isneginf(scores).logical_not() if allowed is None else ~torch.isneginf(scores) & allowed
+    if groups is not None:
+        parts = [vote_weights(scores, allowed & (groups == g), k=k) for g in groups.unique().tolist()]
+        voting = torch.stack([part.detach().sum(1) > 0 for part in parts]).sum(0).clamp_min(1)
+        return torch.stack(parts).sum(0) / voting.unsqueeze(1)
+    if k is not None and k < scores.shape[1]:
+        allowed = allowed & largest(scores.masked_fill(~allowed, float("-inf")), k)
+    some = allowed.any(1, keepdim=True)
+    weights = scores.masked_fill(~allowed, float("-inf")).masked_fill(~some, 0.0).softmax(1)
+    return weights.masked_fill(~allowed, 0.0)
+
+
+def largest(scores: Tensor, k: int) -> Tensor:
+    """Return where the k largest entries of each row are, as ``(B, P)`` bool; the lower column wins a tie.
+
+    Examples
+    --------
+    >>> largest(torch.tensor([[1.0, 3.0, 1.0, 2.0]]), 3)
+    tensor([[ True,  True, False,  True]])
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if k >= scores.shape[1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    last = scores.detach().topk(k, dim=1).values[:, -1:]
+    above, level = scores > last, scores == last
+    return above | (level & (level.cumsum(1) <= k - above.sum(1, keepdim=True)))
+
+
+def vote(weights: Tensor, ownership: Tensor) -> Tensor:
+    """Return ``(B, C)``: the weights ``(B, P)`` added up by the class of each case, ``(P, C)`` one-hot.
+
+    Examples
+    --------
+    >>> vote(torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    tensor([[0.7000, 0.3000]])
+    """
+    return weights @ ownership.to(weights)
+
+
+def balance(ownership: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Return what to add to the scores so that a class has the same say however many cases it has: ``-log n_c``.
+
+    Parameters
+    ----------
+    ownership : Tensor
+        ``(P, C)``.
+    allowed : Tensor, optional
+        ``(P,)`` or ``(B, P)`` bool: the cases that are counted.
+
+    Examples
+    --------
+    >>> balance(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).exp()
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+    owned = (ownership > 0).float()
+    counted = owned.sum(0) if allowed is None else allowed.float() @ owned
+    return -(counted.clamp_min(1.0) @ owned.T).clamp_min(1.0).log()
+
+
+def nearest_rows(
+    values: Tensor,
+    rows: Tensor,
+    measure: Measure,
+    k: int,
+    *,
+    left_out: Tensor | None = None,
+    budget: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the k nearest rows of each value, nearest first: exact, and without the table of all pairs.
+
+    Parameters
+    ----------
+    values, rows : Tensor
+        ``(B, D)`` and ``(N, D)``.
+    measure : Measure
+        What is near.
+    k : int
+        At most the number of rows that may be found.
+    left_out : Tensor, optional
+        ``(B,)`` int64: the row that a value must not find (itself), -1 = none.
+    budget : int, optional
+        Bytes of the largest temporary table.
+
+    Returns
+    -------
+    values, rows : Tensor
+        ``(B, k)``; a tie goes to the lower row.
+
+    Examples
+    --------
+    >>> from protolearn.core.measures import squared_l2
+    >>> line = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> nearest_rows(line, line, squared_l2, 1, left_out=torch.arange(3))[1].flatten().tolist()
+    [1, 0, 1]
+    """
+    most = len(rows) - (0 if left_out is None else 1)
+    if not 1 <= k <= most:
+        raise ValueError(f"k must lie between 1 and the {most} rows there are to find, got {k}")
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    values, rows = values.to(dtype), rows.to(dtype)
+    columns = min(len(rows), max(k, 4096))
+    step = chunk_rows(8 * values.element_size() * columns, budget)
+    found, where = [], []
+    with full_precision(values.device):
+        for i in range(0, max(1, len(values)), step):
+            part = values[i : i + step]
+            skip = None if left_out is None else left_out[i : i + step]
+            best, at = _nearest_in_blocks(part, rows, measure, k, skip, columns)
+            found.append(best)
+            where.append(at)
+    return torch.cat(found), torch.cat(where)
+
+
+def _nearest_in_blocks(
+    values: Tensor, rows: Tensor, measure: Measure, k: int, skip: Tensor | None, columns: int
+) -> tuple[Tensor, Tensor]:
+    falls = isinstance(measure, Distance)
+    best = values.new_empty(len(values), 0)  # as scores, which rise with nearness
+    at = torch.empty(len(values), 0, dtype=torch.long, device=values.device)
+    for j in range(0, len(rows), columns):
+        table = measure.pairwise(values, rows[j : j + columns])
+        numbers = torch.arange(j, j + table.shape[1], device=at.device)
+        scores = -table if falls else table
+        if skip is not None:
+            scores = scores.masked_fill(numbers == skip.unsqueeze(1), float("-inf"))
+        best, at = torch.cat([best, scores], 1), torch.cat([at, numbers.expand(len(values), -1)], 1)
+        if best.shape[1] > k:
+            kept = largest(best, k)
+            best, at = best[kept].view(-1, k), at[kept].view(-1, k)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    best, at = best.gather(1, order), at.gather(1, order)
+    return (-best if falls else best), at
+
+
+def neighbour_probabilities(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return ``(B, C)`` from the scores of neighbours ``(B, k)`` and their classes ``(B, k)``: a softmax, added up.
+
+    Examples
+    --------
+    >>> neighbour_probabilities(torch.zeros(1, 4), torch.tensor([[0, 1, 1, 1]]), 3)
+    tensor([[0.2500, 0.7500, 0.0000]])
+    """
+    weights = scores.softmax(1)
+    return weights.new_zeros(len(scores), classes).scatter_add(1, labels, weights)
+
+
+def centred_unit(values: Tensor, mean: Tensor) -> Tensor:
+    """Return values less a mean, scaled to unit length."""
+    return F.normalize(values - mean, dim=-1)
+
+
+def _shares(probabilities: Tensor) -> Tensor:
+    """Return rows that sum to 1; where nobody voted, all classes are alike."""
+    total = probabilities.sum(-1, keepdim=True)
+    even = torch.full_like(probabilities, 1.0 / probabilities.shape[-1])
+    return torch.where(total > 0, probabilities / total.clamp_min(torch.finfo(total.dtype).tiny), even)
+
+
+class Votes(Head):
+    """The cases in the bank vote: a softmax over their similarities, added up by class. The scores are probabilities.
+
+    Parameters
+    ----------
+    bank : PrototypeBank
+        Of the model; who owns a prototype is read there.
+    k : int, optional
+        Only the k most similar vote.
+    scale : float
+        Factor of the similarities before the softmax.
+    learn_scale : bool
+        The factor is ``exp`` of a parameter.
+    balanced : bool
+        A class has the same say however many cases it has.
+    by_group : bool
+        Each group of the bank (an environment) votes by itself, and the mean counts.
+
+    Examples
+    --------
+    >>> bank = PrototypeBank(torch.zeros(3, 1), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
+    >>> Votes(bank)(torch.zeros(1, 3))
+    tensor([[0.3333, 0.6667]])
+    """
+
+    reads = ("similarities",)
+
+    def __init__(
+        self,
+        bank: PrototypeBank,
+        *,
+        k: int | None = None,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        balanced: bool = False,
+        by_group: bool = False,
+    ) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        self._bank = (bank,)  # in a tuple, so that it is not registered twice
+        self.k, self.balanced, self.by_group, self.fixed_scale = k, balanced, by_group, scale
+        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log()) if learn_scale else None
+
+    @property
+    def bank(self) -> PrototypeBank:
+        """The cases."""
+        return self._bank[0]
+
+    def scaled(self, similarities: Tensor) -> Tensor:
+        """Return similarities times the scale."""
+        if self.log_scale is None:
+            return similarities if self.fixed_scale == 1.0 else similarities * self.fixed_scale
+        return similarities * self.log_scale.exp()
+
+    def weigh(self, similarities: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Return the weight of each case ``(B, P)`` in each vote."""
+        usable = self.bank.usable if allowed is None else self.bank.usable & allowed
+        scores = self.scaled(similarities)
+        if self.balanced:
+            scores = scores + balance(self.bank.ownership, usable)
+        return vote_weights(scores, usable, k=self.k, groups=self.bank.groups if self.by_group else None)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return probabilities ``(B, C)`` for similarities ``(B, P)``."""
+        return vote(self.weigh(evidence), self.bank.ownership)
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Return ``(B, C, P)``: the weight of each case, on its own class."""
+        return self.weigh(evidence).unsqueeze(1) * self.bank.ownership.T.to(evidence)
+
+    def read(self, out: Output) -> Tensor:
+        """Return probabilities ``(B, C)``; zeros where no case may vote."""
+        return vote(self.weigh(out.similarities), self.bank.ownership)
+
+    def ledger(self, out: Output) -> Tensor:
+        """Return ``(B, C, P)``: the weight of each case, on its own class."""
+        return self.contributions(out.similarities)
+
+    def offset(self) -> Tensor:
+        """Return zeros: all of it comes from cases."""
+        return self.bank.ownership.new_zeros(self.bank.classes)
+
+    def keep(self, rows: Tensor) -> None:
+        """Do nothing: the bank holds what there is to know of a case."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the scores themselves; all classes alike where nobody voted."""
+        return _shares(logits)
+
+
+class MixedVotes(Votes):
+    """Neighbours and a linear classifier: ``coefficient * p_neighbours + (1 - coefficient) * p_classifier``.
+
+    Rows of the bank in group 0 stand for the classifier, one a class, and bring its part; those in group 1 are cases.
+    The classifier reads the tokens' summary: the features as they came.
+
+    Parameters
+    ----------
+    bank : PrototypeBank
+        With groups.
+    dim : int
+        Width of the summary.
+    k : int
+        Neighbours.
+    scale : float
+        One over the temperature.
+    coefficient : float
+        Share of the neighbours; where there is none, the classifier decides alone.
+    """
+
+    reads = ("similarities", "tokens")
+
+    def __init__(self, bank: PrototypeBank, dim: int, *, k: int, scale: float = 1.0, coefficient: float = 0.1) -> None:
+        super().__init__(bank, k=k, scale=scale)
+        self.coefficient = coefficient
+        self.classifier = nn.Linear(dim, bank.classes)
+
+    def classify(self, out: Output) -> Tensor:
+        """Return the logits of the linear classifier, ``(B, C)``."""
+        if out.tokens is None or out.tokens.summary is None:
+            raise ValueError("this head reads the summary of the tokens, and there is none")
+        logits: Tensor = self.classifier(out.tokens.summary)
+        return logits
+
+    def _each(self, out: Output) -> Tensor:
+        """Return ``(B, P)``: the share of each neighbour, and of each class by the classifier; they sum to 1."""
+        cases = self.bank.groups == 1
+        weights = self.weigh(out.similarities, cases) * self.coefficient
+        rest = 1 - weights.sum(1, keepdim=True).detach()
+        model = (self.classify(out).softmax(1) * rest) @ self.bank.ownership.T.to(weights)
+        return torch.where(cases, weights, model).masked_fill(~self.bank.usable, 0.0)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Refuse: similarities are not all that this head reads."""
+        raise TypeError("this head reads tokens as well as similarities: use read(out)")
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Refuse: similarities are not all that this head reads."""
+        raise TypeError("this head reads tokens as well as similarities: use ledger(out)")
+
+    def read(self, out: Output) -> Tensor:
+        """Return the mixed probabilities ``(B, C)``."""
+        return vote(self._each(out), self.bank.ownership)
+
+    def ledger(self, out: Output) -> Tensor:
+        """Return ``(B, C, P)``: what each case and each row of the classifier adds."""
+        each = self._each(out)
+        return each.unsqueeze(1) * self.bank.ownership.T.to(each)

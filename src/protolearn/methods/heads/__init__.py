@@ -1,0 +1,1 @@
+"""Non-parametric and generative heads: one vector an input, classes known by cases, distributions or fixed places."""
