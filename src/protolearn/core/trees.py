@@ -325,7 +325,8 @@ class TreeHead(Head):
     def log_scores(self, evidence: Tensor) -> Tensor:
         """Return log-probabilities ``(B, C)``."""
         if not self.log_space:
-            return self(evidence).clamp_min(torch.finfo(evidence.dtype).tiny).log()
+            mixed: Tensor = self(evidence)
+            return mixed.clamp_min(torch.finfo(evidence.dtype).tiny).log()
         log_leaf = self.reach(evidence)[1]
         return torch.logsumexp(log_leaf.unsqueeze(2) + self.leaves.log_softmax(1), 1)
 
@@ -386,7 +387,8 @@ class TreeHead(Head):
     def routed(self, evidence: Tensor, routing: Routing) -> Tensor:
         """Return probabilities ``(B, C)``: of all leaves (``soft``), or those of one leaf."""
         if routing == "soft":
-            return self(evidence)
+            mixed: Tensor = self(evidence)
+            return mixed
         return self.leaf_distributions()[self.hard_leaf(evidence, routing)]
 
     def path(self, evidence: Tensor, leaf: int) -> list[Step]:
@@ -466,7 +468,7 @@ class TreeHead(Head):
 
         codes = [settled(part) for part in (self.left[rows], self.right[rows], self.root.reshape(1))]
         ends = -1 - torch.cat(codes)
-        used = ends[ends >= 0].unique()
+        used = torch.unique(ends[ends >= 0])
         place = torch.zeros(len(self.leaves), dtype=torch.long, device=rows.device)
         place[used] = torch.arange(len(used), device=rows.device)
         self.left, self.right, (self.root,) = (

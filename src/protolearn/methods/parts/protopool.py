@@ -31,7 +31,7 @@ from torch import Tensor
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Revise, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Revise, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import make_neck, one_layer
 from protolearn.core.similarities import LogRatio
@@ -43,6 +43,17 @@ from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.slots import slot_orthogonality
 from protolearn.objectives.sparsity import other_class_l1
 from protolearn.structures import Output, Tokens
+
+FROZEN = Recipe(
+    about="a frozen pretrained encoder, few pictures, few classes: under a minute once they are encoded",
+    method={
+        "neck": "principal", "start": "k_means", "axes": 64, "dim": 64, "prototypes": 60, "encoder_rate": None,
+        "warm_epochs": 15, "joint_epochs": 15, "step": 15, "gumbel_scale": 30.0, "slot_rate": 3e-2,
+        "neck_rate": 1e-3, "last_layer_epochs": 30, "head_rate": 1e-2,
+    },
+    encoder={"layer": "final", "smooth": 3},
+    options={"batch_size": 40},
+)  # fmt: skip
 
 
 @register(
@@ -60,6 +71,8 @@ class ProtoPool(Method):
     >>> ProtoPool(prototypes=20, slots=3).settings()["slots"]
     3
     """
+
+    recipes = {"frozen": FROZEN}
 
     prototypes: int = 202
     slots: int = 10

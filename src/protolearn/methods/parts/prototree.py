@@ -32,7 +32,7 @@ from torch import Tensor
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Revise, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Revise, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import make_neck, one_layer
 from protolearn.core.similarities import ExponentialRoot
@@ -41,6 +41,16 @@ from protolearn.core.trees import TreeHead
 from protolearn.errors import UsageError
 from protolearn.objectives.classification import negative_log_likelihood
 from protolearn.structures import Output, Tokens
+
+FROZEN = Recipe(
+    about="a frozen pretrained encoder and few pictures: under a minute once they are encoded",
+    method={
+        "neck": "principal", "start": "k_means", "axes": 32, "dim": 32, "depth": 6, "encoder_rate": None,
+        "epochs": 60, "milestones": (), "neck_rate": 3e-3, "prototype_rate": 1e-2,
+    },
+    encoder={"layer": "final", "smooth": 3},
+    options={"batch_size": 20},
+)  # fmt: skip
 
 
 @register(
@@ -58,6 +68,8 @@ class ProtoTree(Method):
     >>> ProtoTree(depth=3).settings()["depth"]
     3
     """
+
+    recipes = {"frozen": FROZEN}
 
     depth: int = 9
     dim: int = 256
