@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from protolearn.methods import get_method, make_method
 from protolearn.objectives.slots import slot_orthogonality
 from protolearn.structures import Output, Tokens
 from protolearn.training.fit import Fit, fit
+from protolearn.training.folder import load, save
 
 ProtoPool = get_method("protopool")
 POOL, SLOTS, CLASSES = 24, 4, 10
@@ -274,3 +276,23 @@ def test_settings_round_trip_and_wrong_ones_are_refused() -> None:
             ProtoPool(**wrong)
     with pytest.raises(TypeError, match="read"):
         untrained()[0].head(torch.zeros(1, POOL))
+
+
+@pytest.mark.parametrize("slug", ["protopool", "prototree", "protopnet"])
+def test_a_pruned_model_with_as_many_prototypes_as_classes_and_width_is_read_back(slug: str, tmp_path: Path) -> None:
+    """Which side of a saved table counts prototypes must not be guessed from its length."""
+    small = {
+        "protopool": {"prototypes": 3, "slots": 1, "dim": 3, "neck": "sigmoid"},
+        "prototree": {"depth": 2, "dim": 3},
+        "protopnet": {"prototypes_per_class": 1, "dim": 3},
+    }[slug]
+    method = get_method(slug)(**small)
+    model = method.build(FeatureEncoder(4), 3).eval()
+    model.method, model.classes = method, ("a", "b", "c")
+    if slug == "protopool":
+        method.revise(model, "settle")
+    model.prune([int(model.bank.ids[-1])])
+    again = load(save(model, tmp_path / "model"))
+    assert len(again.bank) == len(model.bank) < 3
+    inputs = torch.rand(5, 2, 4)
+    assert torch.equal(again(inputs).logits, model(inputs).logits)

@@ -112,6 +112,7 @@ class SlotHead(Head):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("evidence", "distances", "average")
+    sized_apart = ("scores",)
     settled: Tensor
     done: Tensor
     scale: Tensor

@@ -174,7 +174,12 @@ def fill(model: PrototypeModel, path: Path, shapes: dict[str, Shape]) -> None:
         )
         if name.removeprefix("head.") in model.head.sized_apart and len(shape.size) == wanted.ndim:
             continue
-        if shape.size != resized and (row or shape.size != tuple(wanted.shape)):
+        # and not every such axis need be: classes and prototypes may be equally many
+        fits = len(shape.size) == wanted.ndim and all(
+            got == step or (not row and step == built and got == count)
+            for got, step in zip(shape.size, resized if row else wanted.shape, strict=True)
+        )
+        if not fits:
             raise ModelFileError(f"{path}: {name!r} has the shape {shape.size}, expected {resized}")
     if count < 1:
         raise ModelFileError(f"{path}: no prototype is left in this model")
