@@ -42,9 +42,9 @@ def test_numbering(depth: int) -> None:
     assert [len(level.nodes) for level in levels] == [2**d for d in range(depth)]
 
 
-@given(depths, seeds, st.booleans())
-def test_probabilities_sum_to_one(depth: int, seed: int, log_space: bool) -> None:
-    head, s = grown(depth, seed, log_space=log_space)
+@given(depths, seeds, st.booleans(), st.booleans())
+def test_probabilities_sum_to_one(depth: int, seed: int, log_space: bool, normalised: bool) -> None:
+    head, s = grown(depth, seed, log_space=log_space, normalised=normalised)
     assert torch.allclose(head.reach(s)[1].exp().sum(1), torch.ones(4, dtype=torch.double))
     assert torch.allclose(head(s).sum(1), torch.ones(4, dtype=torch.double))
     assert torch.allclose(head.log_scores(s).exp(), head(s))
@@ -61,9 +61,9 @@ def test_a_leaf_is_the_product_of_its_path(depth: int, seed: int) -> None:
         assert product == pytest.approx(probability)
 
 
-@given(depths, seeds, st.booleans(), st.booleans())
-def test_the_ledger_telescopes(depth: int, seed: int, cut: bool, log_space: bool) -> None:
-    head, s = grown(depth, seed, log_space=log_space)
+@given(depths, seeds, st.booleans(), st.booleans(), st.booleans())
+def test_the_ledger_telescopes(depth: int, seed: int, cut: bool, log_space: bool, normalised: bool) -> None:
+    head, s = grown(depth, seed, log_space=log_space, normalised=normalised)
     if cut:
         s = s[:, pruned(head, seed)]
     total = head.offset() + head.contributions(s).sum(2)
@@ -187,3 +187,13 @@ def test_nan_surfaces() -> None:
     head = TreeHead(left, right, torch.zeros(2, 2))
     assert head(torch.tensor([[float("nan")]])).isnan().all()
     assert route(torch.tensor([[float("nan")]]), torch.zeros(1, 1), head.levels, 2)[1].isnan().any()
+
+
+def test_normalised_leaves_say_as_much_with_few_cases_as_with_many() -> None:
+    counts = torch.tensor([[1.0, 3.0], [100.0, 300.0], [0.0, 0.0]])
+    left, right = torch.tensor([-1, -2]), torch.tensor([1, -3])
+    says = TreeHead(left, right, counts, normalised=True).leaf_distributions()
+    assert torch.allclose(says[:2], torch.tensor([[0.25, 0.75], [0.25, 0.75]]), atol=5e-3)
+    assert torch.allclose(says[2], torch.tensor([0.5, 0.5])), "a leaf that no case reached says nothing"
+    soft = TreeHead(left, right, counts).leaf_distributions()
+    assert soft[1, 1] > 0.99 > soft[0, 1]

@@ -22,6 +22,7 @@ from protolearn.explain import explain
 from protolearn.explain.tree import compare_routings, routes
 from protolearn.methods import get_method, make_method
 from protolearn.structures import Output
+from protolearn.tasks.doctor import examine
 from protolearn.training.fit import Fit, fit
 from protolearn.training.folder import load, save
 
@@ -134,6 +135,12 @@ def test_every_prototype_is_a_training_patch_of_any_class() -> None:
     projected = done.model.metadata["projections"][-1]
     assert projected["accuracy_after"] > projected["accuracy_before"] - 0.1
     assert float(done.model.bank.ownership.sum()) == 0, "a prototype of a tree belongs to no class"
+
+
+def test_the_doctor_misses_no_class() -> None:
+    """Prototypes that belong to no class are not prototypes that a class lacks."""
+    topics = {finding.topic for finding in examine(trained().model, digits_between(0, 600))}
+    assert "class without prototypes" not in topics
 
 
 def test_projection_below_takes_patches_of_the_classes_a_node_leads_to() -> None:

@@ -21,6 +21,9 @@ from torch.nn import functional as F
 from protolearn.core.heads import Head, resize_to
 from protolearn.errors import UsageError
 
+_SOME = 1e-2
+"""What every class has in every leaf beside its counts, where counts are divided by their sum."""
+
 HardRouting = Literal["max_leaf", "greedy"]
 """``max_leaf``: to the most probable leaf. ``greedy``: at every node to the likelier side."""
 Routing = Literal["soft", "max_leaf", "greedy"]
@@ -255,9 +258,12 @@ class TreeHead(Head):
     left, right : Tensor
         ``(N,)`` codes of the children, see the module.
     leaves : Tensor
-        ``(L, C)`` parameters whose softmax is a leaf's distribution; moved by :meth:`adapt`, never by a gradient.
+        ``(L, C)`` parameters >= 0 whose softmax is a leaf's distribution; moved by :meth:`adapt`, never by a gradient.
     root : int
         Code of the first node.
+    normalised : bool
+        Divide a leaf's parameters by their sum in place of the softmax (Kontschieder et al.): counts of few cases then
+        say as much as counts of many.
     log_space : bool
         Mix the leaves in the logarithm, which cannot vanish, or as a product of probabilities, which is faster.
 
@@ -281,7 +287,16 @@ class TreeHead(Head):
     done: Tensor
     sized_apart = ("left", "right", "leaves", "before")
 
-    def __init__(self, left: Tensor, right: Tensor, leaves: Tensor, *, root: int = 0, log_space: bool = True) -> None:
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        leaves: Tensor,
+        *,
+        root: int = 0,
+        normalised: bool = False,
+        log_space: bool = True,
+    ) -> None:
         super().__init__()
         if left.shape != right.shape or left.ndim != 1 or leaves.ndim != 2:
             raise ValueError(
@@ -294,14 +309,14 @@ class TreeHead(Head):
         self.register_buffer("leaves", leaves.clone())
         self.register_buffer("before", leaves.clone())
         self.register_buffer("done", torch.tensor(0))
-        self.log_space = log_space
+        self.normalised, self.log_space = normalised, log_space
         self._levels: tuple[Level, ...] | None = None
 
     @classmethod
-    def complete(cls, depth: int, classes: int, *, log_space: bool = True) -> TreeHead:
+    def complete(cls, depth: int, classes: int, **options: bool) -> TreeHead:
         """Make a complete tree whose leaves say nothing yet."""
         left, right = complete_tree(depth)
-        return cls(left, right, torch.zeros(2**depth, classes), log_space=log_space)
+        return cls(left, right, torch.zeros(2**depth, classes), **options)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -312,7 +327,14 @@ class TreeHead(Head):
 
     def leaf_distributions(self) -> Tensor:
         """Return ``(L, C)`` probabilities."""
-        return self.leaves.softmax(1)
+        return self.log_leaves().exp()
+
+    def log_leaves(self) -> Tensor:
+        """Return ``(L, C)`` log-probabilities; a leaf of zeros says nothing."""
+        if not self.normalised:
+            return self.leaves.log_softmax(1)
+        some = self.leaves + _SOME
+        return (some / some.sum(1, keepdim=True)).log()
 
     # -- soft -----------------------------------------------------------------------------------------------------
 
@@ -328,7 +350,7 @@ class TreeHead(Head):
             mixed: Tensor = self(evidence)
             return mixed.clamp_min(torch.finfo(evidence.dtype).tiny).log()
         log_leaf = self.reach(evidence)[1]
-        return torch.logsumexp(log_leaf.unsqueeze(2) + self.leaves.log_softmax(1), 1)
+        return torch.logsumexp(log_leaf.unsqueeze(2) + self.log_leaves(), 1)
 
     def reach(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probability of reaching every node ``(B, N)`` and every leaf ``(B, L)``."""
@@ -414,7 +436,7 @@ class TreeHead(Head):
         if int(self.done) % max(steps, 1) == 0:
             self.before.copy_(self.leaves)
         self.done += 1
-        explained = responsibilities(self.reach(evidence)[1], self.leaves.log_softmax(1), labels)
+        explained = responsibilities(self.reach(evidence)[1], self.log_leaves(), labels)
         self.leaves.copy_(leaf_rule(self.leaves, self.before, explained, labels, max(steps, 1)))
 
     @torch.no_grad()

@@ -164,8 +164,9 @@ def _model(model: PrototypeModel) -> Iterator[Finding]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             yield Finding("error", "nan", f"{name} holds NaN or infinite numbers: train again, with a smaller rate")
     usable = bank.usable
+    none_owned = not bool((bank.ownership > 0).any())  # prototypes that belong to no class serve all of them
     for label, name in enumerate(model.classes):
-        if not bool(((bank.ownership[:, label] > 0) & usable).any()):
+        if not none_owned and not bool(((bank.ownership[:, label] > 0) & usable).any()):
             yield Finding(
                 "error", "class without prototypes", f"class {name!r} has no usable prototype to be recognised by"
             )

@@ -14,8 +14,9 @@ Departs from the paper: any timm encoder, at one rate (the authors give the last
 neck); frozen parts stay in eval mode; probabilities are mixed in the logarithm by default (the authors' option);
 pruning also cuts beside the root, and the threshold is at least 1.1 / classes, so that it is "slightly above uniform"
 for few classes too. Projection takes any training patch, as in the paper; ``projection="below"`` takes only patches of
-classes that a leaf below the node predicts, as the authors' script does. Rates fall and moments start anew in the joint
-run. Not here: the variants of the leaf rule (normalisation, gradient) and ensembles.
+classes that a leaf below the node predicts, as the authors' script does. The optimiser's moments start anew in the
+joint run. ``leaves="normalised"`` divides a leaf's counts by their sum, as an option of the authors' code does, but
+without its ten passes over the data. Not here: leaves by gradient, ensembles.
 
 Beyond the paper, off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
@@ -46,7 +47,7 @@ FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: under a minute once they are encoded",
     method={
         "neck": "principal", "start": "k_means", "axes": 32, "dim": 32, "depth": 6, "encoder_rate": None,
-        "epochs": 60, "milestones": (), "neck_rate": 3e-3, "prototype_rate": 1e-2,
+        "epochs": 40, "milestones": (), "leaves": "normalised", "neck_rate": 3e-3, "prototype_rate": 1e-2,
     },
     encoder={"layer": "final", "smooth": 3},
     options={"batch_size": 20},
@@ -76,6 +77,7 @@ class ProtoTree(Method):
     neck: Literal["sigmoid", "principal"] = "sigmoid"
     axes: int = 256
     start: Literal["normal", "k_means"] = "normal"
+    leaves: Literal["softmax", "normalised"] = "softmax"
     log_space: bool = True
     epochs: int = 100
     freeze_epochs: int = 30
@@ -107,7 +109,7 @@ class ProtoTree(Method):
         nodes = 2**self.depth - 1
         vectors = 0.5 + 0.1 * torch.randn(nodes, self.dim, generator=draw)
         bank = PrototypeBank(vectors, torch.zeros(nodes, classes))
-        head = TreeHead.complete(self.depth, classes, log_space=self.log_space)
+        head = TreeHead.complete(self.depth, classes, normalised=self.leaves == "normalised", log_space=self.log_space)
         return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=ExponentialRoot())
 
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
