@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from protolearn.audit.object_parts import consistency, disturb, part_hits, stability
 from protolearn.core.method import Project, Train
 from protolearn.data import digits
+from protolearn.data.archive import archive
 from protolearn.encoders import FeatureEncoder, SmallEncoder
 from protolearn.errors import UsageError
 from protolearn.methods import get_method, make_method
@@ -39,6 +43,38 @@ def test_alignment_makes_deep_features_keep_the_places_of_shallow_ones() -> None
         assert all("alignment" not in row for row in done.history if row["phase"] == "warm")
         ends.append(joint[-1]["alignment"])
     assert ends[0] < 0.9 * ends[1]
+
+
+@pytest.mark.slow
+def test_alignment_raises_stability_and_how_often_a_part_is_hit_on_birds(shared_data: Path) -> None:
+    """Directional, with a small encoder from scratch and a weight strong enough to show in ten epochs; two seeds."""
+    train, test = (archive(shared_data / "cub_birds6" / "cub_birds6.zip", part) for part in ("train", "test"))
+
+    def judged(seed: int, weight: float) -> tuple[float, float]:
+        method = EvalProtoPNet(
+            prototypes_per_class=5, warm_epochs=2, epochs=12, encoder_rate=1e-3, step=0,
+            alignment_weight=weight, alignment_margin=0.0,
+        )  # fmt: skip
+        encoder = SmallEncoder(shallow=0, size=64, strides=(2, 2, 2))
+        model = fit(method, train, encoder=encoder, batch_size=30, seed=seed, quiet=True, device="cpu").model.eval()
+        shown = test.with_transform(model.encoder.preprocess)
+        pictures, marks = zip(*(shown.annotated(i) for i in range(len(shown))), strict=True)
+        inputs, points = torch.stack(pictures), torch.from_numpy(np.stack([mark.points for mark in marks]))
+        counted, visible = model.bank.owned_by(torch.from_numpy(test.labels.copy())), points[:, :, 2] > 0
+
+        @torch.no_grad()
+        def hits(x: torch.Tensor) -> torch.Tensor:
+            tokens = model.embed(model.encode(x))
+            maps = model.maps(tokens).unflatten(2, tokens.grid)
+            return part_hits(maps, counted, points[:, :, :2], visible, size=64, half_side=10)
+
+        clean, draw = hits(inputs), torch.Generator().manual_seed(0)
+        noisy = [stability(clean, hits(disturb(inputs, generator=draw)), counted).score for _ in range(3)]
+        return sum(noisy) / len(noisy), float(consistency(clean, counted, visible).rates.amax(1).mean())
+
+    off, on = (np.mean([judged(seed, weight) for seed in (0, 1)], 0) for weight in (0.0, 5.0))
+    assert on[0] > off[0], "stability"
+    assert on[1] > off[1], "mean over prototypes of the rate of the part that each hits most"
 
 
 def test_alignment_moves_the_encoder_alone_and_not_its_early_map() -> None:

@@ -147,14 +147,13 @@ def test_summed_logits_are_as_good_as_the_better_branch(seed: int) -> None:
 
 @pytest.mark.parametrize("pictures", ["full", pytest.param("cropped", marks=pytest.mark.slow)])
 def test_after_projection_prototypes_are_normalised_patches_of_their_class(pictures: str) -> None:
-    done = trained(pictures=pictures)
-    model = done.model
+    model = (trained() if pictures == "full" else trained(pictures=pictures)).model
     assert verify(model, cases()).ok
     given = cases().with_transform(model.encoder.preprocess)
     part = model.bank.vectors.shape[1] // 2
     labels = {case: int(label) for case, label in zip(given.ids, given.labels, strict=True)}
     model.eval()
-    for row, source in enumerate(model.bank.sources):
+    for row, source in list(enumerate(model.bank.sources))[::4]:  # verify has seen them all
         assert source is not None
         assert labels[source.case] == int(model.bank.owner()[row])
         with torch.no_grad():
