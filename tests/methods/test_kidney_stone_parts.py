@@ -13,7 +13,6 @@ from protolearn.encoders import SmallEncoder
 from protolearn.errors import UsageError
 from protolearn.explain.characteristics import global_characteristics, local_characteristics
 from protolearn.methods import get_method, make_method
-from protolearn.tasks.classify import evaluate
 from protolearn.tasks.verify import verify
 from protolearn.training.fit import Fit, fit
 
@@ -65,7 +64,6 @@ def test_prototypes_are_cases_and_descriptors_say_what_they_look_at() -> None:
     done = trained(Parts)
     train, test = digits("train").subset(range(0, 1200, 12)), digits("test").subset(range(0, 359, 9))
     assert verify(done.model, train).ok
-    assert evaluate(done.model, test).accuracy > 0.25
     found = global_characteristics(done.model, test)
     assert found.importance.shape == (20, 6)
     assert np.isfinite(found.importance).all()

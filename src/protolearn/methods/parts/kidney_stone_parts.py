@@ -15,7 +15,6 @@ Departs from ProtoPNet as ProtoPNet's own page does (any timm encoder, frozen pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
-from protolearn.core.method import Method, Phase, Recipe, Train, register
+from protolearn.core.method import Method, Phase, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind
 from protolearn.core.part_prototypes import interrupted_by_projection, part_model, start_from_tokens
@@ -33,7 +32,7 @@ from protolearn.objectives.attraction import cluster, separation
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.neighbours import nearest_class_share
 from protolearn.objectives.sparsity import other_class_l1
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: minutes without an accelerator",
@@ -108,7 +107,7 @@ class KidneyStoneParts(Method):
             axes=self.axes, eps=self.eps, seed=seed,
         )  # fmt: skip
 
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes; then put each class's prototypes on the k-means centres of its own tokens."""
         start_from_tokens(model, batches, seed, prototypes=self.start)
 
