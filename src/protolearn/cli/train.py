@@ -224,8 +224,8 @@ def with_concept_names(method: Method, names: tuple[str, ...]) -> Method:
     if "concepts" not in known:
         raise UsageError(f"{method.slug} learns no named concepts: leave --concepts out")
     more = {"concepts_from": "labels"} if "concepts_from" in known else {}
-    named: Method = dataclasses.replace(method, concepts=names, **more)
-    return named
+    changes: dict[str, Any] = {"concepts": names, **more}
+    return dataclasses.replace(method, **changes)
 
 
 def split_data(
