@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -309,6 +310,7 @@ class Explanation:
         plain["rows"] = []
         for row in self.rows:
             entry = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+            entry["similarity"] = row.similarity if math.isfinite(row.similarity) else None  # it could not match
             entry["region"] = None if row.region is None else list(row.region)
             entry["source"] = None if row.source is None else row.source.to_dict()
             plain["rows"].append(entry)

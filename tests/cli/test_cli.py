@@ -305,6 +305,32 @@ def test_flags_win_over_the_file_and_the_file_over_a_recipe(tmp_path: Path) -> N
     assert settings["data"] == "other"
 
 
+def test_named_concepts_come_from_a_table(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "concepts.csv"
+    names = sorted(folder.name for folder in photos.iterdir())
+    table.write_text(
+        "class,round,straight\n" + "".join(f"{name},{i % 2},{1 - i % 2}\n" for i, name in enumerate(names))
+    )
+    small = ["--method", "csr", "--concepts", table, "--encoder", "small", "--size", "16", "--device", "cpu", "--quiet"]
+    small += [f"--csr.{name}={value}" for name, value in (
+        ("prototypes_per_concept", 1), ("dim", 4), ("encoder_rate", "null"), ("concept_epochs", 1),
+        ("contrast_epochs", 1), ("task_epochs", 1),
+    )]  # fmt: skip
+    out = tmp_path / "named"
+    assert Told(capsys, "train", photos, "--out", out, *small).code == 0
+    model = load(out)
+    assert model.method is not None
+    assert model.method.group_names(model.classes) == ("round", "straight")
+    again = tmp_path / "again"
+    assert Told(capsys, "train", "--config", out / "settings.yaml", "--out", again, "--quiet").code == 0
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    bare = [word for word in small if word not in ("--concepts", table)]
+    Told(capsys, "train", photos, "--out", tmp_path / "x", *bare).failed(2, "at least one concept", "--concepts FILE")
+    Told(capsys, "train", photos, "--out", tmp_path / "x", *QUICK, "--concepts", table).failed(
+        2, "protopnet learns no named concepts"
+    )
+
+
 def test_other_data_to_judge_by(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
     told = Told(capsys, "train", photos, "--test", photos, "--out", tmp_path / "m", *QUICK, "--json")
     assert told.json["scores"]["cases"] == 40

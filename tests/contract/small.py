@@ -47,11 +47,28 @@ class Small:
 
 FAST = {"neck_rate": 1e-2, "prototype_rate": 1e-2, "head_rate": 1e-2}
 
+SHAPES = np.array([
+    [1, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 0], [1, 0, 1], [1, 1, 1]
+])  # fmt: skip
+"""For each digit: whether it has a loop, an upright stroke, a curve."""
+
 SMALL: dict[str, Small] = {
     "protopnet": Small(
         {"prototypes_per_class": 2, "dim": 16, "warm_epochs": 12, "project_at": (12,), "last_layer_epochs": 8,
          "encoder_rate": None, **FAST},
         wrong={"dim": 0},
+    ),
+    "kidney-stone-parts": Small(
+        {"prototypes_per_class": 2, "dim": 16, "warm_epochs": 12, "project_at": (12,), "last_layer_epochs": 8,
+         "encoder_rate": None, **FAST},
+        wrong={"guessed_weight": -1.0},
+    ),
+    "csr": Small(
+        {"concepts": ("loop", "upright", "curve"), "prototypes_per_concept": 6, "dim": 16, "encoder_rate": None,
+         "concept_epochs": 20, "contrast_epochs": 10, "task_epochs": 60, "concept_rate": 3e-2, "contrast_rate": 1e-2,
+         "task_rate": 5e-2},
+        targets=lambda cases: {"concepts": SHAPES[cases.labels]},
+        wrong={"concepts_from": "people"},
     ),
     "st-protopnet": Small(
         {"prototypes_per_class": 2, "dim": 16, "warm_epochs": 20, "project_at": (20,), "last_layer_epochs": 8,

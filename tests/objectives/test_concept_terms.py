@@ -1,4 +1,4 @@
-"""Terms on concepts: unknown ones have no influence, and attention stays inside what is real."""
+"""Terms on concepts: unknown ones have no influence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protolearn.objectives.concepts import concept_cross_entropy, softmax_attention
+from protolearn.objectives.concepts import concept_cross_entropy
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 10**6))
@@ -35,12 +35,3 @@ def test_concept_cross_entropy_shows_nan_logits_and_refuses_other_shapes() -> No
     assert concept_cross_entropy(torch.tensor([[float("nan")]]), torch.tensor([[1.0]])).isnan()
     with pytest.raises(ValueError, match="do not fit"):
         concept_cross_entropy(torch.zeros(1, 2), torch.zeros(1, 3))
-
-
-def test_attention_is_a_mean_of_real_tokens() -> None:
-    values = torch.tensor([[[1.0], [3.0], [float("nan")]]])
-    scores = torch.tensor([[[0.0, 50.0], [0.0, 0.0], [9.0, 9.0]]])
-    mask = torch.tensor([[True, True, False]])
-    found = softmax_attention(values, scores, mask)
-    assert found[0, :, 0].tolist() == pytest.approx([2.0, 1.0])
-    assert softmax_attention(values, scores, torch.zeros(1, 3, dtype=torch.bool)).eq(0).all()

@@ -134,6 +134,9 @@ def add_train(parser: Any, config: dict[str, Any] | None = None, *, data_option:
     parser.add_argument(
         "--test-share", type=float, default=0.2, help="part of DATA held out when it has no parts of its own; 0 = none"
     )
+    parser.add_argument(
+        "--concepts", type=str, default=None, help="a table of named concepts (columns id or class, then one a concept)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, split and augmentation (default: 0)")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument(

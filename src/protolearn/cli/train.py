@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from protolearn.core.encoder import Encoder
     from protolearn.core.method import Method
     from protolearn.core.model import PrototypeModel
-    from protolearn.data import Cases
+    from protolearn.data import Cases, Concepts
 
 SETTINGS = "settings.yaml"
 _SWITCHES = {"--overwrite", "--fresh", "--augment", "--tensorboard", "--json", "--quiet", "--debug"}
@@ -181,14 +182,16 @@ def _in_words(message: str, known: list[str]) -> str:
 
 def train(settings: dict[str, Any], method: Method) -> dict[str, Any] | None:
     """Train, score, save; return what to tell, or None in a process that only helps."""
-    from protolearn.data import Augment
+    from protolearn.data import Augment, read_concepts
     from protolearn.training.checkpoint import clear_checkpoint
     from protolearn.training.fit import fit
     from protolearn.training.folder import check_target, save
 
     out = Path(settings["out"])
     check_target(out, settings["overwrite"])
-    cases, validation, test, split = split_data(settings)
+    concepts = None if settings["concepts"] is None else read_concepts(settings["concepts"])
+    method = method if concepts is None else with_concept_names(method, concepts.names)
+    cases, validation, test, split = split_data(settings, concepts)
     encoder = make(settings)
     augment = Augment(**_tupled(settings["augmentation"])) if settings["augment"] else None
     quiet = settings["quiet"] or settings["json"]
@@ -215,11 +218,25 @@ def train(settings: dict[str, Any], method: Method) -> dict[str, Any] | None:
     }
 
 
-def split_data(settings: dict[str, Any]) -> tuple[Cases, Cases | None, Cases | None, dict[str, Any] | None]:
+def with_concept_names(method: Method, names: tuple[str, ...]) -> Method:
+    """Return a method with the names of the concepts that its cases carry."""
+    known = {field.name for field in dataclasses.fields(method)}
+    if "concepts" not in known:
+        raise UsageError(f"{method.slug} learns no named concepts: leave --concepts out")
+    more = {"concepts_from": "labels"} if "concepts_from" in known else {}
+    changes: dict[str, Any] = {"concepts": names, **more}
+    return dataclasses.replace(method, **changes)
+
+
+def split_data(
+    settings: dict[str, Any], concepts: Concepts | None = None
+) -> tuple[Cases, Cases | None, Cases | None, dict[str, Any] | None]:
     """Return training, validation and test cases, and how the data were divided if we did it."""
-    from protolearn.data import load_cases, train_test
+    from protolearn.data import load_cases, train_test, with_concepts
 
     cases = load_cases(settings["data"])
+    if concepts is not None:
+        cases = with_concepts(cases, concepts)
     share = settings["test_share"]
     if not 0 <= share < 1:
         raise UsageError(f"--test-share must lie between 0 and 1, got {share}")

@@ -31,7 +31,10 @@ def unit_norm(vectors: Tensor) -> Tensor:
     >>> unit_norm(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
     """
-    return nn.functional.normalize(vectors, dim=-1)
+    # a row that has it up to rounding stays as it is to the last bit, or prototypes that are frozen would drift
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    done = (length - 1).abs() <= 8 * torch.finfo(vectors.dtype).eps
+    return torch.where(done, vectors, nn.functional.normalize(vectors, dim=-1))
 
 
 class PrototypeBank(nn.Module):

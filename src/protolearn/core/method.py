@@ -283,6 +283,10 @@ class Method(ABC):
         """
         return
 
+    def group_names(self, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return what the groups of the bank are called (concepts, scales, branches), in order; empty = by number."""
+        return ()
+
     def loss(self, terms: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
         """Return the weighted sum of the terms; one whose coefficient is 0 is left out."""
         weights = self.weights() if weights is None else weights

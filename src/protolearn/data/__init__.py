@@ -8,6 +8,7 @@ from protolearn.data.arrays import ArrayCases, arrays, digits
 from protolearn.data.augment import Augment, Augmented
 from protolearn.data.cases import Cases, Transform, view_seed
 from protolearn.data.catalogue import medmnist_cases, medmnist_names, torchvision_cases, torchvision_names
+from protolearn.data.concepts import Concepts, read_concepts, with_concepts
 from protolearn.data.cub import cub
 from protolearn.data.features import FeatureCases, features
 from protolearn.data.folder import FileCases, folder, one_file
@@ -26,6 +27,7 @@ __all__ = [
     "Augment",
     "Augmented",
     "Cases",
+    "Concepts",
     "FeatureCases",
     "FileCases",
     "JoinedCases",
@@ -52,6 +54,7 @@ __all__ = [
     "medmnist_names",
     "one_file",
     "read_coco",
+    "read_concepts",
     "read_marks",
     "read_picture",
     "stratified_split",
@@ -59,5 +62,6 @@ __all__ = [
     "torchvision_names",
     "train_test",
     "view_seed",
+    "with_concepts",
     "wrap",
 ]

@@ -255,26 +255,28 @@ def _each(
             shown = next(other).output.tokens
             assert shown is not None
             fixed, largest = _at(model, shown, places)
-            falls.append(near - fixed[:, rows])
-            free.append(near - largest[:, rows])
+            falls.append(_fall(near, fixed[:, rows]))
+            free.append(_fall(near, largest[:, rows]))
         yield _Part(
             seen.indices,
             torch.stack(falls, -1).double().cpu().numpy(),
-            near.double().cpu().numpy(),
+            near.masked_fill(torch.isneginf(near), 0.0).double().cpu().numpy(),
             positions.cpu().numpy(),
             torch.stack(free, -1).double().cpu().numpy(),
         )
 
 
+def _fall(before: Tensor, after: Tensor) -> Tensor:
+    """Return how much a similarity fell; 0 where an input has no real place, so that nothing matches at all."""
+    return (before - after).masked_fill(torch.isneginf(before), 0.0)
+
+
 def _chunks(model: PrototypeModel, tokens: Tokens) -> Iterator[tuple[slice, Tensor]]:
-    """Yield maps ``(b, P, S)`` of a few cases at a time; what cannot match counts as the lowest value of its map."""
+    """Yield maps ``(b, P, S)`` of a few cases at a time."""
     count = chunk_rows(4 * tokens.values.shape[1] * len(model.bank))
     for start in range(0, len(tokens.values), count):
         part = slice(start, start + count)
-        some = tokens.replace(
-            values=tokens.values[part], mask=None if tokens.mask is None else tokens.mask[part], summary=None
-        )
-        yield part, model.maps(some)
+        yield part, model.maps(tokens.part(part))
 
 
 def _largest(model: PrototypeModel, tokens: Tokens) -> tuple[Tensor, Tensor]:

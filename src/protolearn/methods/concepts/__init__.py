@@ -1,0 +1,1 @@
+"""Models whose prototypes are of named concepts."""
