@@ -156,8 +156,13 @@ class Reasoning(Head):
         return self.theta.new_zeros(self.theta.shape[1])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the scores themselves: they are in [0, 1] and need not sum to 1."""
-        return logits
+        """Return each score's share in the sum over classes; all the same where every score is 0.
+
+        Scores themselves say more: an input that no class expects scores low for all of them.
+        """
+        scores = logits.clamp_min(0.0)
+        total = scores.sum(-1, keepdim=True)
+        return torch.where(total > 0, scores / torch.where(total > 0, total, 1.0), 1.0 / logits.shape[-1])
 
     def per_unit(self, count: int) -> Tensor | None:
         """Return ``R+ - R-``, ``(C, P)``: what a component found adds, beside one that is absent."""
