@@ -13,8 +13,9 @@ What a class says reads: expected and found, R+ d; expected absent, and absent, 
 The certified radius (``core.certificate``) holds where distances are taken: for ``rbf`` without a neck that is the
 input of the head, so the features of a deep encoder and not its picture. For ``channels`` there is none.
 
-Departs from the authors' code: constant rates (theirs fall on a plateau); the two views of a case are drawn
-independently, so augmentation must leave places where they are; labelled phases see one view unless align counts.
+Departs from the authors' code: constant rates (theirs fall on a plateau); the two views of a case share their geometry
+only where the encoder is trained, so for a frozen one augmentation must leave places where they are; labelled phases
+see one view unless align counts.
 Unverified: ``rbf``, its start and its settings, and the form of the robustness term, for which no code was released.
 Counting detections below 0.1 as 0 at inference makes absence look surer than in training; ``clip=0`` switches it off.
 """
@@ -181,10 +182,11 @@ class CBC(Method):
         if self.encoder_rate is not None:
             body = {"encoder": self.encoder_rate, **body}
         whole = {**body, "head": self.head_rate}
+        pairs: Literal["same_places", False] = "same_places" if self.two_views else False
         unlabelled = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
         plan = [
-            Train("pretrain", self.pretrain_epochs, body, weights=unlabelled, pairs=self.two_views),
+            Train("pretrain", self.pretrain_epochs, body, weights=unlabelled, pairs=pairs),
             Train("head", self.head_epochs, {"head": self.head_rate}, weights={"margin": 1.0}),
-            Train("joint", self.joint_epochs, whole, pairs=self.two_views and self.align_weight > 0),
+            Train("joint", self.joint_epochs, whole, pairs=pairs if self.align_weight > 0 else False),
         ]
         return [*(phase for phase in plan if phase.epochs), sources]

@@ -9,8 +9,8 @@
     57 of everything with 5 align + 2 tanh + 2 classification. After a step that trains w, w loses 1e-3, down to 0.
     At inference presence below 0.1 counts as 0. AdamW; rates fall along a cosine, that of w again every 10 epochs.
 
-Departs from the authors' code: the two views of a case are drawn independently, places included, so augmentation must
-leave places where they are for align to compare like with like (theirs share one geometry and differ in colour); the
+Departs from the authors' code: the two views of a case share their geometry and differ in colour, as there, only where
+the encoder is trained (cached views of a frozen one do not, so its augmentation must leave places where they are); the
 encoder is trained whole, or as far as its ``train_from`` allows, from the first epoch (theirs opens its early layers
 after 10); cosines begin and optimisers start anew with a phase, and end at 1 % of each rate; w alone is trained on one
 view; any encoder. As there, a prototype that no training case shows above 0.1 loses its weights at the end.
@@ -22,7 +22,7 @@ with itself, which only asks each place to choose one prototype (collision entro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -129,6 +129,7 @@ class PIPNet(Method):
         body = {"neck": self.neck_rate}
         if self.encoder_rate is not None:
             body = {"encoder": self.encoder_rate, **body}
+        pairs: Literal["same_places", False] = "same_places" if self.two_views else False
         whole = {**body, "head": self.head_rate}
         how: dict[str, Any] = {
             "decay": dict.fromkeys(whole, self.weight_decay),
@@ -141,9 +142,9 @@ class PIPNet(Method):
         unlabelled = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
         scores_only = {"classification": self.classification_weight}
         plan = [
-            Train("pretrain", self.pretrain_epochs, body, weights=unlabelled, pairs=self.two_views, **how),
+            Train("pretrain", self.pretrain_epochs, body, weights=unlabelled, pairs=pairs, **how),
             Train("scores", self.scores_epochs, {"head": self.head_rate}, weights=scores_only, **how),
-            Train("joint", self.joint_epochs, whole, pairs=self.two_views, **how),
+            Train("joint", self.joint_epochs, whole, pairs=pairs, **how),
         ]
         plan = [phase for phase in plan if phase.epochs]
         return [*plan, Project("sources", rule="any", move=False), Revise("silence")]
