@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,13 +14,14 @@ from protolearn.audit.sparsity import abstains, global_size, local_size
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.method import Project, Ramp, Revise, Train
 from protolearn.core.scoring import ScoringSheet
-from protolearn.data import Augment, digits
+from protolearn.data import Augment, Augmented, digits
 from protolearn.encoders import FeatureEncoder, SmallEncoder
 from protolearn.errors import UsageError
 from protolearn.methods import get_method, make_method
 from protolearn.objectives.two_view import presence_tanh, two_view_alignment, two_view_terms
 from protolearn.structures import Output, Tokens
 from protolearn.training.fit import Fit, fit
+from protolearn.training.lightning_loop import Pairs
 
 PIPNet = get_method("pipnet")
 COLOURS = Augment(flip=0, rotation=0, shear=0, skew=0, brightness=0.4, contrast=0.4)
@@ -158,6 +160,31 @@ def test_pairs_need_two_views() -> None:
     method = PIPNet(prototypes=8, encoder_rate=None, pretrain_epochs=1, joint_epochs=1)
     with pytest.raises(UsageError, match="two views"):
         fit(method, train, encoder=SmallEncoder(), quiet=True, device="cpu")
+
+
+def test_pairs_share_their_places_where_the_encoder_is_trained() -> None:
+    encoder = SmallEncoder(size=16)
+    cases = digits("train").subset(range(6))
+    turned = Augment(rotation=30, crop=(0.5, 1.0))
+    with pytest.raises(UsageError, match="give augment"):
+        Pairs(cases.with_transform(encoder.preprocess), same_places=True)
+    for augment, alike in ((turned, True), (replace(turned, brightness=0.9), False)):
+        pairs = Pairs(cases.with_transform(Augmented(encoder.preprocess, augment)), same_places=True)
+        first, second = pairs[0].inputs
+        assert torch.equal(first, second) == alike
+        pairs.set_epoch(3)
+        assert not torch.equal(pairs[0].inputs[0], first)
+
+
+def test_it_trains_through_the_network() -> None:
+    method = PIPNet(pretrain_epochs=1, scores_epochs=1, joint_epochs=1)
+    train = digits("train").subset(range(0, 400, 10))
+    encoder = SmallEncoder(dim=16, size=16)
+    before = encoder.fingerprint()
+    done = fit(method, train, encoder=encoder, augment=COLOURS, batch_size=20, quiet=True, device="cpu")
+    assert encoder.fingerprint() != before
+    assert [row["phase"] for row in done.history] == ["pretrain", "scores", "joint"]
+    assert all(source is not None for source in done.model.bank.sources)
 
 
 def test_the_schedule_is_the_papers() -> None:
