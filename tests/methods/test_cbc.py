@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,8 @@ from protolearn.core.similarities import RadialBasis
 from protolearn.data import FeatureCases, features
 from protolearn.encoders import FeatureEncoder, SmallEncoder
 from protolearn.errors import UsageError
+from protolearn.explain import explain
+from protolearn.explain.draw import contribution_is
 from protolearn.methods import get_method, make_method
 from protolearn.objectives.margin import margin_loss
 from protolearn.structures import Output
@@ -166,6 +169,18 @@ def test_far_away_only_absence_speaks_and_without_it_the_model_does_not_know() -
     assert bool(abstains(positive.logits, 1e-3).all())
     known = scored(on_wine(absence=False), wine()[1])
     assert float(abstains(known.logits, 1e-3).float().mean()) < 0.2
+
+
+def test_an_explanation_says_what_was_expected_present_and_what_absent() -> None:
+    done = on_wine()
+    for why in explain(done.model, wine()[0].subset(range(5)), target="runner_up"):
+        assert why.total == pytest.approx(why.logit, abs=1e-6)
+        for row in why.rows:
+            assert list(row.parts) == ["expected and found", "expected absent, and absent"]
+            assert sum(row.parts.values()) == pytest.approx(row.contribution, abs=1e-7)
+            assert min(row.parts.values()) >= 0
+        assert json.loads(why.to_json())["rows"][0]["parts"]["expected and found"] >= 0
+        assert contribution_is(why.rows) == "expected and found + expected absent, and absent"
 
 
 def test_clipping_at_inference_makes_absence_look_surer() -> None:
