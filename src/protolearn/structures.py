@@ -265,7 +265,11 @@ class Output:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One prototype's part in one logit. ``contribution`` is evidence times weight."""
+    """One prototype's part in one logit. ``contribution`` is evidence times weight.
+
+    Where a head adds up otherwise, ``parts`` says by name what the contribution is made of, and ``weight`` is only the
+    quotient.
+    """
 
     prototype: int
     similarity: float
@@ -277,6 +281,7 @@ class LedgerRow:
     region: Box | None
     owner: int | None
     source: Source | None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,7 @@ class Explanation:
             entry = {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
             entry["similarity"] = row.similarity if math.isfinite(row.similarity) else None  # it could not match
             entry["region"] = None if row.region is None else list(row.region)
+            entry["parts"] = dict(row.parts)
             entry["source"] = None if row.source is None else row.source.to_dict()
             plain["rows"].append(entry)
         return plain

@@ -96,6 +96,16 @@ SMALL: dict[str, Small] = {
         {"law": "diagonal", "dim": 16, "encoder_rate": None, "autoencoder_epochs": 8, "epochs": 25, "rate": 1e-2},
         wrong={"samples": 0},
     ),
+    "cbc": Small(
+        {"components": 32, "two_views": False, "pretrain_epochs": 4, "head_epochs": 8, "joint_epochs": 20,
+         "encoder_rate": None, "neck_rate": 5e-2, "head_rate": 5e-2},
+        wrong={"margin": 0.0},
+    ),
+    "pipnet": Small(
+        {"prototypes": 32, "two_views": False, "pretrain_epochs": 4, "joint_epochs": 20, "encoder_rate": None,
+         "neck_rate": 0.1},
+        wrong={"power": 0.5},
+    ),
 }  # fmt: skip
 
 

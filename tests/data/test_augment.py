@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from protolearn.data import Annotation, Augment, Augmented, Preprocess
 from protolearn.data.augment import drawing_from
@@ -195,3 +197,21 @@ def test_settings_survive_json() -> None:
 def test_settings_are_checked(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Augment(**settings)
+
+
+def test_other_colours_leave_every_place_where_it_is() -> None:
+    """Where nothing changes colours the two views are one; else pixels differ and places do not."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    annotation = Annotation(points=np.array([[7.0, 9.0, 1.0], [20.0, 30.0, 1.0]]))
+
+    def view(colours: int, **settings: Any) -> tuple[Tensor, Annotation]:
+        transform = Augmented(Preprocess(size=(24, 24)), Augment(crop=(0.5, 1.0), elastic=3.0, **settings), colours)
+        return transform.with_annotation(picture, annotation, torch.Generator().manual_seed(5))
+
+    plain = view(0)[0]
+    assert torch.equal(plain, view(1)[0])
+    first, second, third = (view(colours, brightness=0.5, hue=0.3) for colours in (0, 1, 2))
+    assert not torch.allclose(first[0], second[0])
+    assert not torch.allclose(second[0], third[0])
+    np.testing.assert_array_equal(first[1].points, second[1].points)
+    assert torch.equal(view(1, brightness=0.5, hue=0.3)[0], second[0])

@@ -53,7 +53,7 @@ def test_small_presence_is_dropped_at_inference(want: dict[str, Tensor]) -> None
     out = model(want).eval()(want["features"].flatten(2).transpose(1, 2))
     head = out.head
     assert isinstance(head, ScoringSheet)
-    assert torch.allclose(head.found(out.evidence), want["presence_inference"], atol=1e-12)
+    assert torch.allclose(head.weighed(out.evidence), want["presence_inference"], atol=1e-12)
     assert torch.allclose(out.logits, want["scores_inference"], atol=1e-12)
     assert torch.allclose(head.contributions(out.evidence).sum(2) + head.offset(), out.logits, atol=1e-12)
 

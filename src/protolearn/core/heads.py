@@ -8,6 +8,7 @@ place of logits, so that its ledger sums to a probability, and overrides ``proba
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -56,6 +57,14 @@ class Head(nn.Module, ABC):
     def ledger(self, out: Output) -> Tensor:
         """Return ``(B, C, P)``: what each prototype adds to each logit of an output."""
         return self.contributions(out.evidence)
+
+    def weighed(self, evidence: Tensor) -> Tensor:
+        """Return evidence as contributions are made of it: as it is, unless the head leaves out what is too small."""
+        return evidence
+
+    def parts(self, out: Output) -> Mapping[str, Tensor]:
+        """Return named tables ``(B, C, P)`` that sum to the ledger, where that is no weight times evidence."""
+        return {}
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return ``(B, C)`` probabilities for what :meth:`read` returned: a softmax, unless they are some already."""

@@ -90,9 +90,10 @@ class Train(Phase):
     weights : mapping, or tuple of mappings, optional
         Coefficients of the terms in place of ``Method.weights()``; a term that is not named counts nothing. Several
         mappings take turns, batch by batch. A coefficient may be a :class:`Ramp`.
-    pairs : bool
+    pairs : bool or "same_places"
         Every case comes in two views drawn independently: a batch holds all first views, then all second ones, and the
-        labels twice.
+        labels twice. ``same_places``: the two differ in colours alone, so that a position is the same place in both;
+        cached tokens know no such pairs, and there augmentation must leave places where they are.
     freeze_batch_norm : bool
         Keep batch-norm statistics fixed although the weights are trained.
     """
@@ -112,7 +113,7 @@ class Train(Phase):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
     weights: Coefficients | tuple[Coefficients, ...] | None = None
-    pairs: bool = False
+    pairs: bool | Literal["same_places"] = False
 
     def __post_init__(self) -> None:
         for group in (*self.rates, *self.decay, *self.restart):

@@ -12,6 +12,7 @@ is one number ``r_cp = R+_cp / (R+_cp + R-_cp)``, and how much it cares is anoth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -125,21 +126,26 @@ class Reasoning(Head):
         """Return ``(2, C, P)``: the weight of presence and of absence."""
         return reasoning(self.theta, usable)
 
-    def detection(self, evidence: Tensor) -> Tensor:
+    def weighed(self, evidence: Tensor) -> Tensor:
         """Return the evidence as it is weighed: in eval mode what lies below ``clip`` is 0."""
         return evidence if self.training or self.clip <= 0 else evidence.where(~(evidence < self.clip), 0.0)
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Return scores ``(B, C)``."""
-        return agreement(self.detection(evidence), self.shares())
+        return agreement(self.weighed(evidence), self.shares())
 
     def read(self, out: Output) -> Tensor:
         """Return scores ``(B, C)`` over the usable components."""
-        return agreement(self.detection(out.evidence), self.shares(out.bank.usable))
+        return agreement(self.weighed(out.evidence), self.shares(out.bank.usable))
 
     def columns(self, out: Output) -> tuple[Tensor, Tensor]:
         """Return ``(B, C, P)`` twice: expected and found; expected absent, and absent."""
-        return agreement_columns(self.detection(out.evidence), self.shares(out.bank.usable))
+        return agreement_columns(self.weighed(out.evidence), self.shares(out.bank.usable))
+
+    def parts(self, out: Output) -> Mapping[str, Tensor]:
+        """Return both columns by name."""
+        found, missed = self.columns(out)
+        return {"expected and found": found, "expected absent, and absent": missed}
 
     def ledger(self, out: Output) -> Tensor:
         """Return ``(B, C, P)``: both columns together."""
@@ -148,7 +154,7 @@ class Reasoning(Head):
 
     def contributions(self, evidence: Tensor) -> Tensor:
         """Return ``R+ d + R- (1 - d)``, ``(B, C, P)``."""
-        found, missed = agreement_columns(self.detection(evidence), self.shares())
+        found, missed = agreement_columns(self.weighed(evidence), self.shares())
         return found + missed
 
     def offset(self) -> Tensor:
@@ -156,8 +162,13 @@ class Reasoning(Head):
         return self.theta.new_zeros(self.theta.shape[1])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the scores themselves: they are in [0, 1] and need not sum to 1."""
-        return logits
+        """Return each score's share in the sum over classes; all the same where every score is 0.
+
+        Scores themselves say more: an input that no class expects scores low for all of them.
+        """
+        scores = logits.clamp_min(0.0)
+        total = scores.sum(-1, keepdim=True)
+        return torch.where(total > 0, scores / torch.where(total > 0, total, 1.0), 1.0 / logits.shape[-1])
 
     def per_unit(self, count: int) -> Tensor | None:
         """Return ``R+ - R-``, ``(C, P)``: what a component found adds, beside one that is absent."""

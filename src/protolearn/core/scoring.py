@@ -69,17 +69,17 @@ class ScoringSheet(Head):
         """``(C, P)``, at least 0."""
         return self.raw.relu()
 
-    def found(self, evidence: Tensor) -> Tensor:
+    def weighed(self, evidence: Tensor) -> Tensor:
         """Return the evidence as it is weighed: in eval mode what lies below ``clip`` is 0."""
         return evidence if self.training or self.clip <= 0 else evidence.where(~(evidence < self.clip), 0.0)
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Return scores ``(B, C)``, at least 0."""
-        return nn.functional.linear(self.found(evidence), self.weight)
+        return nn.functional.linear(self.weighed(evidence), self.weight)
 
     def contributions(self, evidence: Tensor) -> Tensor:
         """Return evidence times weight, ``(B, C, P)``."""
-        return self.found(evidence).unsqueeze(1) * self.weight
+        return self.weighed(evidence).unsqueeze(1) * self.weight
 
     def offset(self) -> Tensor:
         """Return zeros."""

@@ -118,8 +118,10 @@ class Augment:
         left, top = float(drawn["left"]), float(drawn["top"])
         return Box(left, top, left + drawn["width"], top + drawn["height"])
 
-    def distort(self, picture: Image.Image, annotation: Annotation) -> tuple[Image.Image, Annotation]:
+    def distort(self, picture: Image.Image, annotation: Annotation, colours: int = 0) -> tuple[Image.Image, Annotation]:
         """Draw and apply everything but the window, from torch's global generator.
+
+        With another number for ``colours`` the same state of the generator gives the same places in other colours.
 
         Corners of boxes and key points travel as boxes without area: torchvision's ``KeyPoints`` are mirrored about the
         centre of pixels and its boxes about their edges, which is one pixel apart; our coordinates are the boxes'.
@@ -127,7 +129,7 @@ class Augment:
         from torchvision import tv_tensors
 
         size = (picture.height, picture.width)
-        chain = self._chain(_border_colour(picture), lines=min(size) < 2)
+        chain = self._chain(_border_colour(picture), lines=min(size) < 2, colours=colours)
         corners = annotation.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
         places = torch.from_numpy(np.concatenate([corners, annotation.points[:, :2]])).float().repeat(1, 2)
         carried = tv_tensors.BoundingBoxes(places, format="XYXY", canvas_size=size, clamping_mode=None)  # type: ignore[call-overload]
@@ -146,7 +148,7 @@ class Augment:
         points = np.concatenate([found[len(corners) :], annotation.points[:, 2:]], axis=1)
         return picture, clipped(dataclasses.replace(annotation, boxes=boxes, points=points, mask=mask), size)
 
-    def _chain(self, fill: list[int], *, lines: bool) -> Any:
+    def _chain(self, fill: list[int], *, lines: bool, colours: int) -> Any:
         from torchvision import tv_tensors
         from torchvision.transforms import v2
 
@@ -162,8 +164,17 @@ class Augment:
             shapes.append(v2.RandomAffine(0, shear=angles, interpolation=smooth, fill=fills))
         if self.one_of and len(shapes) > 1:
             shapes = [v2.RandomChoice(shapes)]
-        colours = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
-        return v2.Compose([*shapes, v2.RandomHorizontalFlip(self.flip), colours])
+        jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
+
+        def other(*parts: Any) -> Any:
+            jitter(*parts)  # takes from the generator what the first colours take: later draws are the same
+            generator = torch.Generator()
+            generator.set_state(torch.default_generator.get_state())
+            generator.manual_seed(int(torch.randint(2**62, (), generator=generator)) + colours)
+            with drawing_from(generator):
+                return jitter(*parts)
+
+        return v2.Compose([*shapes, v2.RandomHorizontalFlip(self.flip), other if colours else jitter])
 
     def _bent(
         self, picture: Image.Image, places: np.ndarray, mask: np.ndarray | None
@@ -220,10 +231,13 @@ class Augmented:
         The encoder's own.
     augment : Augment
         What may happen.
+    colours : int
+        Two views of one draw that differ in this number show the same places in other colours.
     """
 
     preprocess: Preprocess = field(default_factory=Preprocess)
     augment: Augment = field(default_factory=Augment)
+    colours: int = 0
 
     def __call__(self, picture: Image.Image, generator: torch.Generator | None = None) -> Tensor:
         """Return a view as the encoder's input ``(3, h, w)``."""
@@ -238,7 +252,9 @@ class Augmented:
         with drawing_from(generator):
             window = self.augment.window(picture) or self.preprocess.window(picture.size)
             view, seen = self.augment.distort(
-                self.preprocess.resized(picture, window), moved(annotation, window, self.preprocess.size)
+                self.preprocess.resized(picture, window),
+                moved(annotation, window, self.preprocess.size),
+                self.colours,
             )
         return self.preprocess.normalise(view), seen
 

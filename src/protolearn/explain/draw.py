@@ -412,7 +412,7 @@ class _Card:
             self.words(columns[0], self.y, here, 16, SOFT)
             self.words(columns[2], self.y, there, 16, SOFT)
             self.words(columns[3], self.y, beside, 16, SOFT)
-            self.words(text, self.y, "similarity × weight = contribution", 16, SOFT)
+            self.words(text, self.y, contribution_is(rows), 16, SOFT, width=self.WIDTH - self.MARGIN - text)
             self.y += 26
         for row in rows:
             self._row(row, columns, text, e)
@@ -442,7 +442,7 @@ class _Card:
         room = self.WIDTH - self.MARGIN - text
         self.words(text, self.y - 2, signed(row.contribution), 32, colour, bold=True)
         bar(self.draw, text + 128, self.y + 7, room - 128, 20, row.contribution / self.largest)
-        self.words(text, self.y + 42, f"{number(row.similarity)} × {signed(row.weight)}", 20)
+        self.words(text, self.y + 42, made_of(row), 20)
         owner = "of no single class" if row.owner is None else f"class {self.names[row.owner]}"
         self.words(text, self.y + 72, f"prototype {row.prototype}, {owner}", 16, SOFT, width=room)
         self.words(text, self.y + 95, why or origin(row.source), 16, SOFT, width=room)
@@ -521,6 +521,16 @@ def origin(source: Source | None) -> str:
     if source is None:
         return NO_CASE
     return f"from {source.case}" if source.moved else f"nearest case {source.case}"
+
+
+def contribution_is(rows: Sequence[LedgerRow]) -> str:
+    """Return what contributions are made of, as the head of their column."""
+    return " + ".join(rows[0].parts) if rows and rows[0].parts else "similarity × weight = contribution"
+
+
+def made_of(row: LedgerRow) -> str:
+    """Return what a contribution is made of, in numbers."""
+    return " ".join(map(signed, row.parts.values())) or f"{number(row.similarity)} × {signed(row.weight)}"
 
 
 def summands(e: Explanation, shown: int) -> list[tuple[float, str]]:

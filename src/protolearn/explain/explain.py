@@ -6,7 +6,7 @@ Works for any model of the core: it reads the ``Output``, the head's contributio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,9 @@ def explain_seen(
     classes, count = output.logits.shape[1], output.evidence.shape[1]
     rows = chunk_rows(4 * classes * count)
     for start in range(0, len(ids), rows):
-        table = output.head.ledger(output.part(slice(start, start + rows))).double().cpu()
+        chunk = output.part(slice(start, start + rows))
+        table = output.head.ledger(chunk).double().cpu()
+        parts = {name: values.detach().double().cpu() for name, values in output.head.parts(chunk).items()}
         for b in range(start, min(start + rows, len(ids))):
             made = []
             for c in wanted[b]:
@@ -216,7 +218,15 @@ def explain_seen(
                         logit=float(logits[b, c]),
                         bias=float(ledger.offset[c]),
                         probability=float(probabilities[b, c]),
-                        rows=ledger.rows(output, b, c, table[b - start, c], seen.sizes[b], most),
+                        rows=ledger.rows(
+                            output,
+                            b,
+                            c,
+                            table[b - start, c],
+                            seen.sizes[b],
+                            most,
+                            {name: values[b - start, c] for name, values in parts.items()},
+                        ),
                     )
                 )
             yield made
@@ -237,14 +247,21 @@ class Ledger:
         self.weight = None if weight is None else weight.double().cpu()
 
     def rows(
-        self, output: Any, b: int, target: int, contribution: Tensor, size: tuple[int, int] | None, most: int | None
+        self,
+        output: Any,
+        b: int,
+        target: int,
+        contribution: Tensor,
+        size: tuple[int, int] | None,
+        most: int | None,
+        parts: Mapping[str, Tensor],
     ) -> tuple[LedgerRow, ...]:
         """Return the rows of one case, largest absolute contribution first; ties keep the bank's order."""
         speaks = (self.usable | (contribution != 0)).nonzero().squeeze(1)
         order = speaks[contribution[speaks].abs().argsort(descending=True, stable=True)]
         if most is not None:
             order = order[:most]
-        evidence = output.evidence[b].detach().double().cpu()
+        evidence = output.head.weighed(output.evidence[b : b + 1])[0].detach().double().cpu()
         if self.weight is not None:
             weight = self.weight[target]
         else:
@@ -276,6 +293,7 @@ class Ledger:
                     region=self.cells.box(position, size) if real else None,
                     owner=owner if owner >= 0 else None,
                     source=self.sources[p],
+                    parts={name: float(values[p]) for name, values in parts.items()},
                 )
             )
         return tuple(made)

@@ -15,7 +15,16 @@ from typing import Any
 
 from PIL import Image
 
-from protolearn.explain.draw import NO_PICTURE, Painter, View, headings, origin, summands
+from protolearn.explain.draw import (
+    NO_PICTURE,
+    Painter,
+    View,
+    contribution_is,
+    headings,
+    made_of,
+    origin,
+    summands,
+)
 from protolearn.explain.lettering import number, share, signed
 from protolearn.explain.passes import whole_file
 from protolearn.structures import Explanation, LedgerRow
@@ -217,7 +226,7 @@ def _argument(
     there += f", {beside}" if beside else ""
     head = (
         f'<thead><tr role="row"><th scope="col">{here}</th><th scope="col">{there}</th>'
-        '<th scope="col">similarity × weight = contribution</th></tr></thead>'
+        f'<th scope="col">{text(contribution_is(rows))}</th></tr></thead>'
     )
     ledger = f'<table class="ledger" role="table">{head}<tbody role="rowgroup">{body}</tbody></table>' if rows else ""
     parts = [
@@ -243,7 +252,7 @@ def _row(painter: Painter, picture: Image.Image | None, e: Explanation, row: Led
         like = pair(there, f"training case {source}, source of prototype {row.prototype}", close_first=True)
     told = (
         f'<div class="big {_sign(row.contribution)}">{signed(row.contribution)}</div>{_bar(row.contribution / scale)}'
-        f"<div>{number(row.similarity)} × {signed(row.weight)}</div>"
+        f"<div>{text(made_of(row))}</div>"
         f'<div class="soft small">prototype {row.prototype}, {short(owner, 34)}<br>'
         f"{text(why) if why else short(origin(row.source), 48)}</div>"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from protolearn.core.method import Method, Train
 from protolearn.core.model import PrototypeModel
+from protolearn.data.augment import Augmented
 from protolearn.data.cases import Cases
+from protolearn.errors import UsageError
 from protolearn.structures import Batch, Output
 from protolearn.training import distributed
 from protolearn.training.steps import (
@@ -60,10 +63,14 @@ class Shards:
 
 
 class Pairs(Dataset[Batch]):
-    """Every case in two views drawn independently, ``(2, ...)``."""
+    """Every case in two views, ``(2, ...)``: drawn independently, or the same places in other colours."""
 
-    def __init__(self, cases: Cases) -> None:
+    def __init__(self, cases: Cases, *, same_places: bool = False) -> None:
         self.first, self.second = cases, cases.with_seed(cases.seed + 1)
+        if same_places:
+            if not isinstance(cases.transform, Augmented):
+                raise UsageError("two views of a case differ by augmentation: give augment")
+            self.second = cases.with_transform(replace(cases.transform, colours=1))
 
     def __len__(self) -> int:
         return len(self.first)
@@ -88,7 +95,7 @@ class PhaseModule(L.LightningModule):
         self.model, self.method, self.phase, self.run, self.cases, self.how = model, method, phase, run, cases, how
         self.tally = Tally()
         self.shards = Shards(len(cases), how["batch_size"], 0)
-        self.shown: Cases | Pairs = Pairs(cases) if phase.pairs else cases
+        self.shown: Cases | Pairs = Pairs(cases, same_places=phase.pairs == "same_places") if phase.pairs else cases
         self.targets = {name: torch.from_numpy(np.array(rows)) for name, rows in cases.targets.items()}
         self.last: tuple[Output, Tensor] | None = None
 
@@ -118,7 +125,7 @@ class PhaseModule(L.LightningModule):
         draw = torch.Generator().manual_seed(epoch_seed(self.how["seed"], self.phase.name, self.run.epochs) + step)
         inputs, labels, more = self.method.prepare(inputs, labels, targets, draw)
         named = tuple(self.cases.ids[i] for i in rows.tolist()) if len(inputs) == len(rows) else ()
-        out = self.model(inputs).replace(targets=more, paired=self.phase.pairs, cases=named)
+        out = self.model(inputs).replace(targets=more, paired=bool(self.phase.pairs), cases=named)
         weights = self.phase.coefficients(self.method.weights(), self.run.epochs, step)
         loss, values = minimised(self.method, out, labels, weights)
         self.last = out, labels

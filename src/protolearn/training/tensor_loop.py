@@ -69,7 +69,7 @@ def tensor_epoch(
         rows = seen.to(device)
         beside = {name: values[rows] for name, values in more.items()}
         named = tuple(ids[i] for i in seen.tolist()) if ids else ()
-        out = material(seen, shown).replace(targets=beside, paired=phase.pairs, cases=named)
+        out = material(seen, shown).replace(targets=beside, paired=bool(phase.pairs), cases=named)
         weights = phase.coefficients(method.weights(), run.epochs, step)
         loss, values = minimised(method, out, wanted[rows], weights)
         refuse_nonfinite(values, phase.name, run.epochs)
