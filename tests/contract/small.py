@@ -106,6 +106,12 @@ SMALL: dict[str, Small] = {
          "neck_rate": 0.1},
         wrong={"power": 0.5},
     ),
+    "nw-head": Small({"encoder_rate": None, "per_class": 15}, wrong={"shots": 0}),
+    "knn-augment": Small({"k": 5, "epochs": 20, "head_rate": 1e-2}, wrong={"k": 0}),
+    "naive-bayes-head": Small({"smoothing": 1e-2}, wrong={"smoothing": -1.0}),
+    "moment-probing": Small({"hidden": 32, "epochs": 20, "rate": 1e-2}, wrong={"hidden": 0}),
+    "harmonic": Small({"epochs": 30, "encoder_rate": None, "prototype_rate": 3e-2}, wrong={"exponent": 0.0}),
+    "d-simplex": Small({"preallocated": 12, "epochs": 40, "encoder_rate": None, "rate": 3e-2}, wrong={"scale": 0.0}),
 }  # fmt: skip
 
 
