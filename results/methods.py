@@ -1,13 +1,15 @@
 """Every image method on the same frozen features: white blood cells, birds, CIFAR-10; one command, one table.
 
-    python results/methods.py [--only SLUG ...] [--sets wbc birds cifar10] [--seeds 0 1 2]
-    python results/methods.py --trained                # three methods with the encoder trained as well
-    python results/methods.py --table                  # print the table of what is in the receipt
+    python results/methods.py [--only SLUG ...] [--sets wbc birds cifar10] [--seeds 0 1 2] [--peer PYTHON]
+    python results/methods.py --table                  # print the tables of what is in the receipt
 
 Encoder: MobileNetV2 with ImageNet weights, its last map (1280 wide): 7 x 7 cells at 224 px for cells and birds, 3 x 3
-at 96 px for CIFAR-10. Each method runs with its recipe "frozen", chosen on training parts only; the test part is read
-when a training is over. Beside them, on the same features averaged over the map: logistic regression (the linear head)
-and k-nearest neighbours. Results are added to ``methods.json`` as they come; what is there already is not run again.
+at 96 px for CIFAR-10, of which the first 100 training pictures of each class are used. Each method runs with its recipe
+"frozen", chosen on training parts only; the test part is read when a training is over. Beside them, on the same
+features averaged over the map: logistic regression (the linear head) and k-nearest neighbours; and with ``--peer``, the
+interpreter of an environment that has cabrnet, CaBRNet's own ProtoPNet training on the same maps (``make
+.venv-peers/.ready`` makes one). Then three methods with the encoder trained as well, on smaller pictures. Results are
+added to ``methods.json`` as they come; what is there already is not run again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, data_folder, load, made, make_encoder, regression, wilson
+from common import ROOT, data_folder, load, made, make_encoder, regression
 from sklearn.neighbors import KNeighborsClassifier
 
 from protolearn.core.method import Method, Train
@@ -40,13 +44,15 @@ from protolearn.training.material import plain_outputs
 from protolearn.training.record import TrainingWarning
 
 SIZES = {"wbc": 224, "birds": 224, "cifar10": 96}
-TRAINED = {"wbc": 96, "birds": 96, "cifar10": 64}
-AREAS = ("parts", "whole inputs", "concepts", "trees", "heads", "vit")
+TRAINED_SIZES = {"wbc": 96, "birds": 96, "cifar10": 64}
+PER_CLASS = 100
 VIEWS = 3
 AUGMENT = Augment(
     one_of=False, rotation=15, shear=10, skew=0, crop=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.2, contrast=0.2,
     saturation=0.1, hue=0.02,
 )  # fmt: skip
+
+TRAINED: dict[str, dict[str, Any]] = {}
 
 
 def pictures(name: str, part: str) -> Cases:
@@ -55,7 +61,11 @@ def pictures(name: str, part: str) -> Cases:
         return load(name, part)
     with np.load(data_folder() / "cifar10" / "cifar10.npz", allow_pickle=False) as z:
         classes = [str(c) for c in z["classes"]]
-        return arrays(z[f"x_{part}"], z[f"y_{part}"], classes=classes, name=f"cifar10/{part}")
+        cases = arrays(z[f"x_{part}"], z[f"y_{part}"], classes=classes, name=f"cifar10/{part}")
+    if part == "test":
+        return cases
+    first = [np.flatnonzero(cases.labels == label)[:PER_CLASS] for label in range(len(classes))]
+    return cases.subset(np.sort(np.concatenate(first)))
 
 
 def image_methods() -> dict[str, type[Method]]:
@@ -96,8 +106,15 @@ def epochs_of(method: Method) -> int:
 
 
 def once(
-    method: Method, options: dict[str, Any], train: Cases, test: Cases, encoder: Any, seed: int, cache: Path | None,
-    store: TokenCache | None, augment: Augment | None,
+    method: Method,
+    options: dict[str, Any],
+    train: Cases,
+    test: Cases,
+    encoder: Any,
+    seed: int,
+    cache: Path | None,
+    store: TokenCache | None,
+    augment: Augment | None,
 ) -> dict[str, Any]:
     """Train with one seed and read the test part."""
     kept: list[PrototypeModel] = []
@@ -164,6 +181,56 @@ def frozen(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None
                 print(name, slug, seed, shown, flush=True)
 
 
+def peer(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None:
+    """Run CaBRNet's ProtoPNet on the same maps, in its own environment."""
+    for name in args.sets:
+        entry = receipt["sets"][name]
+        if "cabrnet" in entry:
+            continue
+        encoder = make_encoder(layer="final", size=SIZES[name])
+        arrays: dict[str, np.ndarray] = {}
+        for part in ("train", "test"):
+            store = token_cache(encoder, pictures(name, part), args.cache, quiet=True, batch_size=32)
+            assert store.grid is not None
+            maps = store.tokens().values.unflatten(1, store.grid).permute(0, 3, 1, 2)
+            arrays |= {f"x_{part}": maps.contiguous().numpy(), f"y_{part}": np.array(store.labels)}
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(Path(folder) / "maps.npz", **arrays)
+            command = [args.peer, str(ROOT / "cabrnet_features.py"), "maps.npz", "--seeds", *map(str, args.seeds)]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"the peer failed:\n{done.stderr[-2000:]}")
+        entry["cabrnet"] = json.loads(done.stdout)
+        write(receipt, out)
+        print(name, "cabrnet", entry["cabrnet"], flush=True)
+
+
+def trained(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None:
+    """Run three methods with the encoder trained, on smaller pictures."""
+    for name in args.sets:
+        train, test = pictures(name, "train"), pictures(name, "test")
+        entry = receipt["sets"][name].setdefault("trained", {"size": TRAINED_SIZES[name], "methods": {}})
+        encoder = make_encoder(layer="final", size=TRAINED_SIZES[name])
+        if "baselines" not in entry:
+            entry["baselines"] = baselines(*(token_cache(encoder, c, None, quiet=True) for c in (train, test)))
+        for slug, settings in TRAINED.items():
+            if args.only and slug not in args.only:
+                continue
+            found = entry["methods"].setdefault(slug, {})
+            for seed in args.seeds:
+                if str(seed) in found:
+                    continue
+                method, encoder = (
+                    list_methods()[slug](**settings),
+                    make_encoder(layer="final", size=TRAINED_SIZES[name]),
+                )
+                found[str(seed)] = once(
+                    method, {"batch_size": 32}, train, test, encoder, seed, args.cache, None, AUGMENT
+                )
+                write(receipt, out)
+                print(name, slug, "encoder trained", seed, found[str(seed)], flush=True)
+
+
 def write(receipt: dict[str, Any], out: Path) -> None:
     """Write the receipt whole."""
     temporary = out.with_suffix(".part")
@@ -216,6 +283,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--cache", type=Path, default=None, help="folder that keeps the frozen tokens between runs")
+    parser.add_argument("--peer", default=None, help="interpreter of an environment that has cabrnet")
+    parser.add_argument("--part", choices=("frozen", "trained"), default=None, help="only this part")
     parser.add_argument("--out", type=Path, default=ROOT / "methods.json")
     parser.add_argument("--table", action="store_true", help="print the table of the receipt and stop")
     args = parser.parse_args()
@@ -224,12 +293,15 @@ def main() -> None:
         receipt = json.loads(args.out.read_text(encoding="utf-8"))
     if not args.table:
         receipt |= made("python results/methods.py")
-        frozen(args, receipt, args.out)
+        if args.part != "trained":
+            frozen(args, receipt, args.out)
+            if args.peer:
+                peer(args, receipt, args.out)
+        if args.part != "frozen":
+            trained(args, receipt, args.out)
         write(receipt, args.out)
     print(table(receipt))
 
-
-__all__ = ["AREAS", "TRAINED", "wilson"]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
