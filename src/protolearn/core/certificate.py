@@ -87,7 +87,7 @@ def radius_by_bisection(distances: Tensor, sigma: Tensor, shares: Tensor, target
     _check(distances, sigma, shares, target)
     with torch.no_grad():
         rows = max(1, _CHUNK // (shares.shape[1] * shares.shape[2]))
-        parts = zip(distances.double().split(rows), target.split(rows), strict=True)
+        parts = zip(torch.split(distances.double(), rows), torch.split(target, rows), strict=True)
         found = [_bisect(t, sigma.double(), shares.double(), own, steps) for t, own in parts]
     return torch.cat(found) if found else distances.new_zeros(0, shares.shape[1], dtype=torch.float64)
 

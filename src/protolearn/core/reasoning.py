@@ -43,7 +43,7 @@ def reasoning(theta: Tensor, usable: Tensor | None = None) -> Tensor:
     flat = slots.transpose(0, 1).flatten(1)  # (C, 2 P): one joint softmax, or the shares of a class would not sum to 1
     if usable is not None:
         flat = flat.where(usable.any(), 0.0)
-    shares = flat.softmax(1).unflatten(1, (len(theta), -1)).transpose(0, 1)
+    shares = flat.softmax(1).view(theta.shape[1], len(theta), theta.shape[2]).transpose(0, 1)
     if usable is not None:
         shares = shares * usable  # all zero where nothing is usable
     return shares if len(shares) == 2 else torch.cat([shares, torch.zeros_like(shares)])
@@ -172,8 +172,8 @@ class Reasoning(Head):
 
     def per_unit(self, count: int) -> Tensor | None:
         """Return ``R+ - R-``, ``(C, P)``: what a component found adds, beside one that is absent."""
-        present, absent = self.shares()
-        return present - absent
+        shares = self.shares()
+        return shares[0] - shares[1]
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these components; the softmax is over what is left."""

@@ -183,7 +183,7 @@ class CBC(Method):
             body = {"encoder": self.encoder_rate, **body}
         whole = {**body, "head": self.head_rate}
         pairs: Literal["same_places", False] = "same_places" if self.two_views else False
-        unlabelled = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
+        unlabelled: dict[str, float | Ramp] = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
         plan = [
             Train("pretrain", self.pretrain_epochs, body, weights=unlabelled, pairs=pairs),
             Train("head", self.head_epochs, {"head": self.head_rate}, weights={"margin": 1.0}),

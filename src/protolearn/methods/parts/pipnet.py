@@ -139,7 +139,7 @@ class PIPNet(Method):
             "per": "step",
             "restart": {"head": self.restart},
         }
-        unlabelled = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
+        unlabelled: dict[str, float | Ramp] = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
         scores_only = {"classification": self.classification_weight}
         plan = [
             Train("pretrain", self.pretrain_epochs, body, weights=unlabelled, pairs=pairs, **how),

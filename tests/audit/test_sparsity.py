@@ -1,0 +1,43 @@
+"""Sizes of explanations and abstention, for heads with weights and for heads without."""
+
+from __future__ import annotations
+
+import torch
+
+from protolearn.audit.sparsity import abstains, global_size, local_size
+from protolearn.core.bank import PrototypeBank
+from protolearn.core.heads import LinearEvidence
+from protolearn.core.measures import dot
+from protolearn.core.model import PrototypeModel
+from protolearn.encoders import FeatureEncoder
+
+
+def model_of(weight: torch.Tensor) -> PrototypeModel:
+    classes, count = weight.shape
+    bank = PrototypeBank(torch.eye(count), torch.zeros(count, classes), learned=False)
+    return PrototypeModel(FeatureEncoder(count), torch.nn.Identity(), bank, dot, LinearEvidence(weight))
+
+
+def test_sizes_count_what_moves_a_score() -> None:
+    model = model_of(torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 0.0, 1.0, 1e-4]]))
+    out = model(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    assert local_size(out).tolist() == [2, 1, 0]
+    assert global_size(model) == 2
+    model.bank.ban([0])
+    assert global_size(model) == 1
+    assert local_size(out.part(slice(0, 0))).tolist() == []
+
+
+def test_a_head_that_reads_more_than_evidence_has_no_table_of_weights() -> None:
+    class Reader(LinearEvidence):
+        reads = ("evidence", "tokens")
+
+    model = model_of(torch.eye(2))
+    model.head = Reader(torch.eye(2))
+    assert global_size(model) is None
+
+
+def test_abstaining_takes_a_threshold() -> None:
+    scores = torch.tensor([[0.3, 0.1], [0.05, 0.0], [torch.nan, 0.0]])
+    assert abstains(scores, 0.1).tolist() == [False, True, True]
+    assert abstains(scores).tolist() == [False, False, True]
