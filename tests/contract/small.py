@@ -79,6 +79,21 @@ SMALL: dict[str, Small] = {
         {"law": "diagonal", "dim": 16, "encoder_rate": None, "autoencoder_epochs": 8, "epochs": 25, "rate": 1e-2},
         wrong={"samples": 0},
     ),
+    "naive-bayes-head": Small({}, wrong={"smoothing": -1.0}),
+    "harmonic": Small(
+        {"encoder_rate": None, "exponent": 8.0, "prototype_rate": 1e-2, "epochs": 15, "init": "means"},
+        wrong={"exponent": 0.0},
+    ),
+    "d-simplex": Small(
+        {"preallocated": 16, "encoder_rate": None, "rate": 0.3, "epochs": 15}, wrong={"preallocated": 1}
+    ),
+    "moment-probing": Small({"hidden": 32, "rate": 1e-2, "epochs": 15}, wrong={"hidden": 33}),
+    "knn-augment": Small({"head_rate": 3e-2, "epochs": 15, "temperature": 0.1}, wrong={"k": 0}),
+    "nw-head": Small(
+        {"encoder_rate": None, "kernel": "clip", "dim": 16, "rate": 1e-2, "optimizer": "adam", "epochs": 6,
+         "refresh": 3},
+        wrong={"mode": "hnsw"},
+    ),
 }  # fmt: skip
 
 
