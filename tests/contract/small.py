@@ -106,12 +106,21 @@ SMALL: dict[str, Small] = {
          "neck_rate": 0.1},
         wrong={"power": 0.5},
     ),
-    "nw-head": Small({"encoder_rate": None, "per_class": 15}, wrong={"shots": 0}),
-    "knn-augment": Small({"k": 5, "epochs": 20, "head_rate": 1e-2}, wrong={"k": 0}),
-    "naive-bayes-head": Small({"smoothing": 1e-2}, wrong={"smoothing": -1.0}),
-    "moment-probing": Small({"hidden": 32, "epochs": 20, "rate": 1e-2}, wrong={"hidden": 0}),
-    "harmonic": Small({"epochs": 30, "encoder_rate": None, "prototype_rate": 3e-2}, wrong={"exponent": 0.0}),
-    "d-simplex": Small({"preallocated": 12, "epochs": 40, "encoder_rate": None, "rate": 3e-2}, wrong={"scale": 0.0}),
+    "naive-bayes-head": Small({}, wrong={"smoothing": -1.0}),
+    "harmonic": Small(
+        {"encoder_rate": None, "exponent": 8.0, "prototype_rate": 1e-2, "epochs": 15, "init": "means"},
+        wrong={"exponent": 0.0},
+    ),
+    "d-simplex": Small(
+        {"preallocated": 16, "encoder_rate": None, "rate": 0.3, "epochs": 15}, wrong={"preallocated": 1}
+    ),
+    "moment-probing": Small({"hidden": 32, "rate": 1e-2, "epochs": 15}, wrong={"hidden": 33}),
+    "knn-augment": Small({"head_rate": 3e-2, "epochs": 15, "temperature": 0.1}, wrong={"k": 0}),
+    "nw-head": Small(
+        {"encoder_rate": None, "kernel": "clip", "dim": 16, "rate": 1e-2, "optimizer": "adam", "epochs": 6,
+         "refresh": 3},
+        wrong={"mode": "hnsw"},
+    ),
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def in_chunks(paired: Compare, budget: int | None = None) -> Compare:
 
     def table(x: Tensor, p: Tensor) -> Tensor:
         if p.ndim > 2:  # every input has its own prototypes
-            lead = torch.broadcast_shapes(x.shape[:-2], p.shape[:-2])
+            lead = (x[..., 0, 0] + p[..., 0, 0]).shape
             xs = x.expand(*lead, *x.shape[-2:]).flatten(0, -3)
             ps = p.expand(*lead, *p.shape[-2:]).flatten(0, -3)
             return torch.stack([table(a, b) for a, b in zip(xs, ps, strict=True)]).view(*lead, x.shape[-2], -1)

@@ -105,8 +105,9 @@ class TokenMoments(Gathering):
         self.compress = nn.Sequential(
             nn.Conv2d(maps, maps, 3, stride=2, bias=False), nn.GELU(), nn.Conv2d(maps, maps, 3, stride=2, bias=False)
         )
-        for layer in (self.project, self.compress[0], self.compress[2]):
-            nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)  # PyTorch's default, from a generator
+        for layer in (self.project, *self.compress):
+            if isinstance(layer, nn.Linear | nn.Conv2d):  # as PyTorch does it, from a generator
+                nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(self.project.bias)
 
     def covariances(self, values: Tensor, mask: Tensor | None = None) -> Tensor:

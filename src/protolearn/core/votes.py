@@ -7,7 +7,7 @@ the allowed cases makes of them; probabilities are the weights added up by class
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ def vote_weights(
     """
     allowed = torch.isneginf(scores).logical_not() if allowed is None else ~torch.isneginf(scores) & allowed
     if groups is not None:
-        parts = [vote_weights(scores, allowed & (groups == g), k=k) for g in groups.unique().tolist()]
+        parts = [vote_weights(scores, allowed & (groups == g), k=k) for g in sorted(set(groups.tolist()))]
         voting = torch.stack([part.detach().sum(1) > 0 for part in parts]).sum(0).clamp_min(1)
         return torch.stack(parts).sum(0) / voting.unsqueeze(1)
     if k is not None and k < scores.shape[1]:
@@ -236,7 +236,7 @@ class Votes(Head):
     tensor([[0.3333, 0.6667]])
     """
 
-    reads = ("similarities",)
+    reads: ClassVar[tuple[str, ...]] = ("similarities",)
 
     def __init__(
         self,
@@ -322,7 +322,7 @@ class MixedVotes(Votes):
         Share of the neighbours; where there is none, the classifier decides alone.
     """
 
-    reads = ("similarities", "tokens")
+    reads: ClassVar[tuple[str, ...]] = ("similarities", "tokens")
 
     def __init__(self, bank: PrototypeBank, dim: int, *, k: int, scale: float = 1.0, coefficient: float = 0.1) -> None:
         super().__init__(bank, k=k, scale=scale)
@@ -338,6 +338,7 @@ class MixedVotes(Votes):
 
     def _each(self, out: Output) -> Tensor:
         """Return ``(B, P)``: the share of each neighbour, and of each class by the classifier; they sum to 1."""
+        assert self.bank.groups is not None, "rows of the classifier are told from cases by group"
         cases = self.bank.groups == 1
         weights = self.weigh(out.similarities, cases) * self.coefficient
         rest = 1 - weights.sum(1, keepdim=True).detach()

@@ -165,4 +165,6 @@ class CaseTokens(PlainTokens):
     def sources(self, cases: Sequence[int], positions: Sequence[int] | None = None) -> list[Source]:
         """Return the sources of tokens that become prototypes as they are, by case number and position."""
         places = [0] * len(cases) if positions is None else list(positions)
-        return make_sources(self._model, self._cases, list(cases), places, [0.0] * len(cases))
+        with torch.no_grad():
+            shape = self._model.embed(layout(self._model, self._cases))  # a neck may take the input as a whole
+        return make_sources(self._model, self._cases, list(cases), places, [0.0] * len(cases), shape)

@@ -137,7 +137,16 @@ def test_the_mixture_is_no_worse_than_its_parts() -> None:
     assert found[2] >= found[:2].max() - 0.005
 
 
-def test_it_learns_and_resumes_from_nothing() -> None:
+def test_the_mixture_gains_most_with_few_cases() -> None:
+    """Against the classifier alone."""
+    gains = {}
+    for per_class in (3, 60):
+        found = np.mean([mixture(per_class, seed) for seed in range(3)], 0)
+        gains[per_class] = found[2] - found[0]
+    assert gains[3] > gains[60]
+
+
+def test_it_learns_and_starts_from_nothing() -> None:
     assert accuracy(trained().model, pixels("test")) > 0.88
     untrained = Knn().build(FeatureEncoder(64), classes=10)
     out = answer(untrained, pixels("test", 5))

@@ -105,6 +105,7 @@ class KnnAugment(Method):
             raise TrainingError("knn-augment: no labelled case to take as neighbour")
         model.neck.layers.mean.copy_(features.mean(0))
         bank, cases = model.bank, model.neck.layers(features[known])
+        assert bank.groups is not None, "build made it so"
         bank.keep((bank.groups == 0).nonzero().squeeze(1))
         ownership = torch.eye(bank.classes, device=cases.device)[labels[known]]
         means = ownership.T @ cases / ownership.sum(0).clamp_min(1).unsqueeze(1)

@@ -127,7 +127,10 @@ class NWHead(Method):
         if self.environments == "single":
             place = _environment(batches.targets.get("environment"), labels)
         draw = torch.Generator().manual_seed(seed)
-        vectors, owners, groups, cases = [], [], [], []
+        vectors: list[Tensor] = []
+        owners: list[int] = []
+        groups: list[int] = []
+        cases: list[int] = []
         for label in range(model.bank.classes):
             for group in place.unique().tolist():
                 rows = ((labels == label) & (place == group)).nonzero().squeeze(1)
