@@ -107,7 +107,7 @@ class PartFeatures(Head):
 
     def _taken(self, out: Output) -> Tensor:
         """Return ``(P,)``: the share of each part in the mean."""
-        return (self.counted & out.bank.usable) / self.counted.sum().clamp_min(1)
+        return (self.counted & out.bank.usable).to(self.weight.dtype) / self.counted.sum().clamp_min(1)
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Return zeros ``(B, C)``: how much of an input each part covers says nothing by itself."""

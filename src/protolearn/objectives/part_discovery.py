@@ -29,7 +29,7 @@ def part_presence(maps: Tensor, window: int = 3) -> Tensor:
 
 
 def background_presence(background: Tensor, window: int = 3) -> Tensor:
-    """Return the binary cross-entropy to 1 of the largest smoothed background ``(B, H, W)``, weighted by ``radius``.
+    """Return the binary cross-entropy to 1, a mean of ``-log``, of the largest smoothed background ``(B, H, W)``, weighted by ``radius``.
 
     The weight is 0 in the centre and 1 in the corners, so the background is asked to be somewhere at the border.
 
@@ -40,7 +40,7 @@ def background_presence(background: Tensor, window: int = 3) -> Tensor:
     """
     smoothed = _smoothed(background.unsqueeze(1), window).squeeze(1)
     found = (smoothed * radius(*smoothed.shape[-2:]).to(smoothed)).flatten(1).amax(1)
-    return F.binary_cross_entropy(found.clamp(0.0, 1.0), torch.ones_like(found))
+    return -found.clamp_min(torch.finfo(found.dtype).tiny).log().mean()
 
 
 def radius(height: int, width: int) -> Tensor:
