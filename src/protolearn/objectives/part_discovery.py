@@ -29,9 +29,10 @@ def part_presence(maps: Tensor, window: int = 3) -> Tensor:
 
 
 def background_presence(background: Tensor, window: int = 3) -> Tensor:
-    """Return the binary cross-entropy to 1, a mean of ``-log``, of the largest smoothed background ``(B, H, W)``, weighted by ``radius``.
+    """Return the mean ``-log`` of the largest smoothed background ``(B, H, W)``, weighted by :func:`radius`.
 
-    The weight is 0 in the centre and 1 in the corners, so the background is asked to be somewhere at the border.
+    That is the binary cross-entropy to 1. The weight is 0 in the centre and 1 in the corners, so the background is
+    asked to be somewhere at the border.
 
     Examples
     --------

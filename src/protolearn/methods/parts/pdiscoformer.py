@@ -14,10 +14,10 @@ modulation="elementwise", gumbel=False, orthogonality_of="plain". In the paper t
 class token, register tokens and position embeddings are trained: ``train_from="embeddings"`` on the encoder; gradients
 are clipped at norm 2 (``clip=2.0``).
 
-Departs from the paper: any encoder; Gumbel noise in training only (the authors' code draws in evaluation too); maps are
-brought back by the exact inverse and one bilinear resampling (theirs: two, nearest neighbour). Beyond it: afterwards
-the training token nearest to each part is recorded as its source, and nothing moves. Terms that need a neighbourhood are
-left out for tokens without a grid, and equivariance where the encoder is frozen and its tokens cached: nothing can be
+Departs from the paper: any encoder; Gumbel noise in training only (the authors' code draws in evaluation too); maps
+are brought back by the exact inverse and one bilinear resampling (theirs: two, nearest neighbour). Beyond it: at the
+end the training token nearest to each part is recorded as its source, and nothing moves. Terms of neighbours are left
+out where tokens have no grid; equivariance where the encoder is frozen and its tokens are cached, since nothing can be
 shown to it then. Off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
 
@@ -25,23 +25,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protolearn.core.affine import inverse, random_affine, warp
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.competition import SoftShares
 from protolearn.core.encoder import Encoder
+from protolearn.core.folding import border_share, folded, sides
 from protolearn.core.measures import squared_l2
 from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import NeckKind, PrincipalAxes, make_neck
+from protolearn.core.necks import NeckKind, make_neck
 from protolearn.core.part_heads import Modulation, PartFeatures
 from protolearn.core.pooling import mean_pool
 from protolearn.core.similarities import Negative
-from protolearn.core.updates import k_means
+from protolearn.core.starts import fit_axes, pool_on_tokens
 from protolearn.errors import UsageError
 from protolearn.objectives import part_discovery as terms
 from protolearn.objectives.classification import cross_entropy
@@ -107,23 +108,20 @@ class PDiscoFormer(Method):
     start: Literal["random", "k_means"] = "random"
 
     def __post_init__(self) -> None:
-        for name in ("parts", "axes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"pdiscoformer: {name} must be at least 1, got {getattr(self, name)}")
-        if self.epochs < 0 or self.step < 0:
-            raise UsageError(f"pdiscoformer: epochs and step must be at least 0, got {self.epochs} and {self.step}")
-        if not self.temperature > 0:
-            raise UsageError(f"pdiscoformer: temperature must be above 0, got {self.temperature}")
-        if not 0 <= self.part_dropout < 1:
-            raise UsageError(f"pdiscoformer: part_dropout must lie in [0, 1), got {self.part_dropout}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise UsageError(f"pdiscoformer: scale must be a smallest and a largest factor, got {self.scale}")
-        if self.dim is not None and self.dim < 1:
-            raise UsageError(f"pdiscoformer: dim must be at least 1 or None, got {self.dim}")
-        if self.modulation not in ("layer_norm", "elementwise", "mlp", "none"):
-            raise UsageError(
-                f"pdiscoformer: modulation must be layer_norm, elementwise, mlp or none, got {self.modulation!r}"
-            )
+        ranges: dict[str, tuple[bool, str]] = {
+            "parts": (self.parts >= 1, "at least 1"),
+            "axes": (self.axes >= 1, "at least 1"),
+            "dim": (self.dim is None or self.dim >= 1, "at least 1, or None for the encoder's"),
+            "epochs": (self.epochs >= 0, "at least 0"),
+            "step": (self.step >= 0, "at least 0"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "part_dropout": (0 <= self.part_dropout < 1, "in [0, 1)"),
+            "scale": (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "a smallest and a largest factor"),
+            "modulation": (self.modulation in get_args(Modulation), f"one of {', '.join(get_args(Modulation))}"),
+        }
+        for name, (right, wanted) in ranges.items():
+            if not right:
+                raise UsageError(f"pdiscoformer: {name} must be {wanted}, got {getattr(self, name)!r}")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model; the background is the last prototype, and none belongs to a class."""
@@ -142,28 +140,13 @@ class PDiscoFormer(Method):
             encoder, neck, bank, squared_l2, head, similarity=Negative(), pooling=mean_pool, across=shares
         )
 
-    @torch.no_grad()
     def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
-        """Fit the principal axes; then put prototypes on the k-means centres of some of the tokens."""
-        if isinstance(model.neck, nn.Sequential) and len(model.neck) and isinstance(model.neck[0], PrincipalAxes):
-            model.neck[0].fit(tokens for tokens, _ in batches)
-        if self.start == "random":
-            return
-        draw, every, away = torch.Generator().manual_seed(seed), [], []
-        for tokens, _ in batches:
-            every.append(model.embed(tokens).values.flatten(0, 1))
-            sides = _sides(tokens)
-            cells = torch.zeros(tokens.values.shape[1]) if sides is None else terms.radius(*sides).flatten()
-            away.append(cells.repeat(len(tokens.values)).to(every[-1]))
-        values, far = torch.cat(every), torch.cat(away)
-        some = torch.randperm(len(values), generator=draw)[:10_000].to(values.device)
-        if len(some) < len(model.bank):
-            return
-        found = k_means(values[some], len(model.bank), generator=draw)
-        count = torch.bincount(found.rows, minlength=len(model.bank)).clamp_min(1)
-        border = torch.zeros_like(far[: len(count)]).index_add(0, found.rows, far[some]) / count
-        # the centre whose tokens lie nearest to the border begins as the background, which is the last prototype
-        model.bank.vectors.copy_(found.centres[border.argsort()])
+        """Fit the axes; put prototypes on k-means centres, and the one that lies most at the border last."""
+        fit_axes(model, batches)
+        if self.start == "k_means":
+            pool_on_tokens(model, batches, seed)
+            order = border_share(model, batches).argsort()
+            model.bank.vectors.data = model.bank.vectors.detach()[order]
 
     def prepare(
         self, inputs: Tensor, labels: Tensor, targets: Mapping[str, Tensor], generator: torch.Generator
@@ -181,35 +164,30 @@ class PDiscoFormer(Method):
         return torch.cat([inputs, moved]), torch.cat([labels, torch.full_like(labels, -1)]), {**more, "theta": theta}
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
-        """Return the terms that the tokens allow."""
+        """Return the terms that the tokens allow; copies, where there are any, are the second half of the rows."""
         theta = out.targets.get("theta")
-        half = slice(0, len(labels) if theta is None else len(labels) // 2)
-        real = out if theta is None else out.part(half)
+        half = len(labels) if theta is None else len(labels) // 2
+        real = out if theta is None else out.part(slice(0, half))
         head, bank = real.head, real.bank
         assert isinstance(head, PartFeatures) and bank.groups is not None and real.tokens is not None, "build made it"
-        parts = (bank.groups == PART) & bank.usable
-        maps, placed = _maps(real)
+        parts, rest = (bank.groups == PART) & bank.usable, (bank.groups == BACKGROUND) & bank.usable
+        maps, placed, mask = folded(real), sides(real.tokens) is not None, real.tokens.mask
+        assert real.table is not None
         plain, modulated = head.of(real)
         features = plain if self.orthogonality_of == "plain" else modulated
         found = {
-            "cross_entropy": cross_entropy(real.logits, labels[half]),
+            "cross_entropy": cross_entropy(real.logits, labels[:half]),
             "presence": terms.part_presence(maps[:, parts], window=3 if placed else 1),
             "orthogonality": terms.part_orthogonality(features[:, bank.usable]),
-            "entropy": terms.assignment_entropy(_shares(real), dim=-1),
+            "entropy": terms.assignment_entropy(real.table if mask is None else real.table[mask], dim=-1),
         }
-        if not placed:
-            return found
-        background = maps[:, (bank.groups == BACKGROUND) & bank.usable].sum(1)
-        found |= {
-            "background": terms.background_presence(background),
-            "total_variation": terms.total_variation(maps),
-            "concentration": terms.concentration(maps[:, parts]),
-        }
-        if theta is not None:
-            moved, _ = _maps(out.part(slice(half.stop, None)))
-            found["equivariance"] = terms.equivariance(
-                maps[:, parts], warp(moved[:, parts], inverse(theta[half.stop :].to(moved)))
-            )
+        if placed:
+            found["background"] = terms.background_presence(maps[:, rest].sum(1))
+            found["total_variation"] = terms.total_variation(maps)
+            found["concentration"] = terms.concentration(maps[:, parts])
+        if placed and theta is not None:
+            moved = folded(out.part(slice(half, None)))[:, parts]
+            found["equivariance"] = terms.equivariance(maps[:, parts], warp(moved, inverse(theta[half:].to(moved))))
         return found
 
     def weights(self) -> dict[str, float]:
@@ -234,27 +212,3 @@ class PDiscoFormer(Method):
         plan: list[Phase] = [] if self.neck != "principal" and self.start == "random" else [Initialise()]
         plan += [Train("joint", self.epochs, rates, milestones=falls, gamma=self.gamma)]
         return [*plan, Project(rule="any", move=False)]
-
-
-def _shares(out: Output) -> Tensor:
-    """Return the shares ``(N, P)`` of all real positions."""
-    assert out.table is not None and out.tokens is not None
-    return out.table.flatten(0, 1) if out.tokens.mask is None else out.table[out.tokens.mask]
-
-
-def _maps(out: Output) -> tuple[Tensor, bool]:
-    """Return shares as maps ``(B, P, H, W)``, and whether neighbours in them are neighbours in the input."""
-    assert out.table is not None and out.tokens is not None
-    table, sides, mask = out.table, _sides(out.tokens), out.tokens.mask
-    if mask is not None:
-        table = table * mask.unsqueeze(-1)
-    if sides is None:
-        return table.transpose(1, 2).unsqueeze(-1), False
-    return table.transpose(1, 2).unflatten(2, sides), True
-
-
-def _sides(tokens: Tokens) -> tuple[int, int] | None:
-    """Return rows and columns of the tokens, one row where they are a series; None where they are a set."""
-    if tokens.grid is None:
-        return None
-    return (tokens.grid[0], tokens.grid[1]) if len(tokens.grid) == 2 else (1, tokens.grid[0])

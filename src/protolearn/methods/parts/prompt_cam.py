@@ -70,7 +70,7 @@ class PromptCAM(Method):
                 raise UsageError(f"prompt-cam: {name} must lie in [0, 1), got {getattr(self, name)}")
         if self.epochs < 0 or not 0 <= self.warmup <= self.epochs:
             raise UsageError(f"prompt-cam: warmup must lie from 0 to epochs = {self.epochs}, got {self.warmup}")
-        if not 0 < self.rate or not 0 <= self.least_rate <= self.rate:
+        if not self.rate > 0 or not 0 <= self.least_rate <= self.rate:
             raise UsageError(f"prompt-cam: rate must be above 0 and least_rate from 0 to it, got {self.least_rate}")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
