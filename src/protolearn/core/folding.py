@@ -41,7 +41,7 @@ def folded(out: Output) -> Tensor:
         raise ValueError("maps need the table of all positions: the model must not pool by its maximum")
     table = out.table if out.tokens.mask is None else out.table * out.tokens.mask.unsqueeze(-1)
     height, width = sides(out.tokens) or (table.shape[1], 1)
-    return table.transpose(1, 2).unflatten(2, (height, width))
+    return table.transpose(1, 2).reshape(len(table), table.shape[2], height, width)
 
 
 @torch.no_grad()

@@ -81,6 +81,7 @@ class PartFeatures(Head):
     def modulated(self, features: Tensor) -> Tensor:
         """Return ``(B, P, D)`` features, each part's made comparable with the others'."""
         if self.modulation == "elementwise":
+            assert self.factor is not None
             return features * self.factor
         if self.modulation == "layer_norm":
             return F.layer_norm(features, features.shape[1:], self.factor, self.shift)
@@ -175,7 +176,7 @@ class SharedScore(Head):
 
     def read(self, out: Output) -> Tensor:
         """Return logits ``(B, C)``."""
-        return self(self.scores(out))
+        return self.forward(self.scores(out))
 
     def ledger(self, out: Output) -> Tensor:
         """Return ``(B, C, P)``: a prototype's score at its own class, 0 elsewhere."""

@@ -73,7 +73,9 @@ class PromptedEncoder(Encoder):
         self.patch: tuple[int, int] = tuple(inner.net.patch_embed.patch_size)
         self._drops: list[float] = torch.linspace(0, drop_path, blocks).tolist()
 
-    def forward(self, inputs: Tensor, bank: PrototypeBank, blurred: Tensor | None = None) -> Tokens:
+    def forward(  # type: ignore[override]  # what reads_bank says
+        self, inputs: Tensor, bank: PrototypeBank, blurred: Tensor | None = None
+    ) -> Tokens:
         """Return the patches, with ``extras``: the prompts at the end and what they attend to.
 
         Parameters

@@ -36,8 +36,8 @@ def background_presence(background: Tensor, window: int = 3) -> Tensor:
 
     Examples
     --------
-    >>> background_presence(torch.ones(1, 5, 5))
-    tensor(0.)
+    >>> background_presence(torch.full((1, 5, 5), 0.5))  # everywhere, and as surely a part
+    tensor(0.6931)
     """
     smoothed = _smoothed(background.unsqueeze(1), window).squeeze(1)
     found = (smoothed * radius(*smoothed.shape[-2:]).to(smoothed)).flatten(1).amax(1)
