@@ -595,3 +595,16 @@ def test_arguments_for_the_network_are_json(tmp_path: Path, capsys: pytest.Captu
     assert main(wrong) == 2
     assert "--model-args must be a JSON object" in capsys.readouterr().err
     assert main([*wrong[:-2], "--processes", "0"]) == 2
+
+
+def test_a_method_whose_name_has_a_hyphen(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("method: prompt-cam\nprompt-cam:\n  epochs: 7\n  warmup: 1\n")
+    for words in (["--method", "prompt-cam", "--prompt-cam.epochs", "7", "--prompt-cam.warmup=1"], ["--config", file]):
+        settings, method = read_settings(["digits", *map(str, words), "--out", "model"])
+        assert (settings["method"], method.slug) == ("prompt-cam", "prompt-cam")
+        assert method.settings()["epochs"] == 7
+    with pytest.raises(UsageError, match="epochs"):
+        read_settings(["digits", "--method", "prompt-cam", "--prompt-cam.epoch", "7", "--out", "model"])
+    _, frozen = read_settings(["digits", "--method", "pdiscoformer", "--recipe", "frozen", "--out", "model"])
+    assert frozen.settings()["encoder_rate"] is None

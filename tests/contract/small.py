@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.method import Method
 from protolearn.data import Cases, digits, features
-from protolearn.encoders import FeatureEncoder, SmallEncoder
+from protolearn.encoders import FeatureEncoder, ImageEncoder, SmallEncoder
 from protolearn.methods import get_method
 
 
@@ -121,7 +122,33 @@ SMALL: dict[str, Small] = {
          "refresh": 3},
         wrong={"mode": "hnsw"},
     ),
+    "pdiscoformer": Small(
+        {"parts": 4, "dim": 16, "neck": "principal", "start": "k_means", "epochs": 40, "step": 0, "encoder_rate": None,
+         "temperature": 0.05, "gumbel": False, "total_variation_weight": 0.1, "entropy_weight": 0.1,
+         "part_dropout": 0.1, "neck_rate": 1e-2, "prototype_rate": 1e-2, "head_rate": 3e-2},
+        encoder=lambda: FeatureEncoder(16, grid=(2, 2)),
+        wrong={"parts": 0},
+    ),
+    "prompt-cam": Small(  # accuracy: through a transformer that has learned nothing
+        {"epochs": 12, "warmup": 1, "rate": 0.3, "head_rate": 0.3, "dropout": 0.0, "drop_path": 0.0},
+        encoder=lambda: small_transformer(),
+        pictures=True,
+        accuracy=0.25,
+        wrong={"dropout": 1.0},
+    ),
 }  # fmt: skip
+
+
+def small_transformer() -> ImageEncoder:
+    """Return a transformer whose random weights are large enough that attention is not even."""
+    made = {"depth": 2, "embed_dim": 32, "num_heads": 4, "patch_size": 4, "img_size": 16}
+    encoder = ImageEncoder("vit_tiny_patch16_224", size=16, mean=0.5, std=0.5, model_args=made)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(1.5 * torch.randn(parameter.shape, generator=draw) / parameter.shape[1] ** 0.5)
+    return encoder
 
 
 def small_encoder() -> SmallEncoder:

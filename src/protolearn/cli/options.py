@@ -125,7 +125,7 @@ def add_train(parser: Any, config: dict[str, Any] | None = None, *, data_option:
     parser.add_argument("--std", type=float, default=None, help="of pixels (default: the network's own)")
     parser.add_argument("--model-args", type=str, default=None, help='JSON for timm, e.g. \'{"pad_type": "same"}\'')
     parser.add_argument(
-        "--train-from", type=str, default="all", help="all, nothing, or the first block that is trained"
+        "--train-from", type=str, default="all", help="all, nothing, embeddings, or the first block that is trained"
     )
     parser.add_argument("--out", type=str, default=None, help="folder of the model (required)")
     parser.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")

@@ -94,7 +94,7 @@ def read_settings(argv: list[str]) -> tuple[dict[str, Any], Method]:
     except argparse.ArgumentError as error:
         raise UsageError(_in_words(str(error), known)) from error
     settings: dict[str, Any] = found.as_dict()
-    method = get_method(slug)(**_tupled(settings[slug]))
+    method = get_method(slug)(**_tupled(settings[_group(slug)]))
     return settings, method
 
 
@@ -144,11 +144,16 @@ def _apply_recipe(parser: Any, slug: str, name: str | None) -> None:
         hint = nearest_names(name, recipes) if recipes else "it has none"
         raise UsageError(f"{slug} has no recipe {name!r}: {hint}")
     recipe = recipes[name]
-    defaults = {f"{slug}.{key}": value for key, value in recipe.method.items()}
+    defaults = {f"{_group(slug)}.{key}": value for key, value in recipe.method.items()}
     defaults |= {**recipe.encoder, **recipe.options}
     if recipe.augment is not None:
         defaults |= {"augment": True} | {f"augmentation.{key}": value for key, value in recipe.augment.items()}
     parser.set_defaults(defaults)
+
+
+def _group(slug: str) -> str:
+    """Return the name under which the parser keeps the settings of a method."""
+    return slug.replace("-", "_")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

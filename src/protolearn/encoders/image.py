@@ -57,7 +57,8 @@ class ImageEncoder(Encoder):
     interpolation, crop_fraction : optional
         The network's own by default (the crop only where ``resize`` is ``"crop"``).
     train_from : str or int
-        What may be trained: ``"all"``, ``"nothing"``, or everything from this block on (a name in ``block_names``, the
+        What may be trained: ``"all"``, ``"nothing"``, ``"embeddings"`` (of a vision transformer: class and register
+        tokens and position embeddings alone), or everything from this block on (a name in ``block_names``, the
         beginning of one such as ``layer3``, or an index). Earlier blocks keep their weights, and stay in eval mode, so
         that batch-norm statistics stay too.
     model_args : mapping, optional
@@ -257,7 +258,10 @@ class ImageEncoder(Encoder):
         self.train(self.training)
 
     def _allow(self, train_from: str | int) -> None:
-        self._boundary = _boundary(train_from, self.block_names, self.name)
+        embeddings = _embeddings(self.net) if train_from == "embeddings" else []
+        if train_from == "embeddings" and not embeddings:
+            raise UsageError(f"{self.name} has no embeddings of its own to train: it is no vision transformer")
+        self._boundary = _boundary("nothing" if embeddings else train_from, self.block_names, self.name)
         self.train_from = train_from
         allowed = set(self.tunable())
         for parameter in self.net.parameters():
@@ -267,6 +271,8 @@ class ImageEncoder(Encoder):
         """Return the parameters that ``train_from`` allows to change."""
         if self._boundary == 0:
             return list(self.net.parameters())
+        if self.train_from == "embeddings":
+            return _embeddings(self.net)
         later = list(self._blocks.values())[self._boundary :]
         return [parameter for block in later for parameter in block.parameters()]
 
@@ -451,6 +457,12 @@ def _blocks(net: nn.Module) -> dict[str, nn.Module]:
         parts = child.named_children() if isinstance(child, nn.Sequential | nn.ModuleList) else ()
         blocks.update({f"{name}.{part}": module for part, module in parts} or {name: child})
     return {name: block for name, block in blocks.items() if any(True for _ in block.parameters())}
+
+
+def _embeddings(net: Any) -> list[nn.Parameter]:
+    """Return the tokens and position embeddings that a transformer learns beside its blocks."""
+    found = [getattr(net, name, None) for name in ("cls_token", "reg_token", "dist_token", "pos_embed")]
+    return [parameter for parameter in found if isinstance(parameter, nn.Parameter)]
 
 
 def _boundary(train_from: str | int, names: Sequence[str], network: str) -> int:

@@ -29,18 +29,19 @@ def part_presence(maps: Tensor, window: int = 3) -> Tensor:
 
 
 def background_presence(background: Tensor, window: int = 3) -> Tensor:
-    """Return the binary cross-entropy to 1 of the largest smoothed background ``(B, H, W)``, weighted by ``radius``.
+    """Return the mean ``-log`` of the largest smoothed background ``(B, H, W)``, weighted by :func:`radius`.
 
-    The weight is 0 in the centre and 1 in the corners, so the background is asked to be somewhere at the border.
+    That is the binary cross-entropy to 1. The weight is 0 in the centre and 1 in the corners, so the background is
+    asked to be somewhere at the border.
 
     Examples
     --------
-    >>> background_presence(torch.ones(1, 5, 5))
-    tensor(0.)
+    >>> background_presence(torch.full((1, 5, 5), 0.5))  # everywhere, and as surely a part
+    tensor(0.6931)
     """
     smoothed = _smoothed(background.unsqueeze(1), window).squeeze(1)
     found = (smoothed * radius(*smoothed.shape[-2:]).to(smoothed)).flatten(1).amax(1)
-    return F.binary_cross_entropy(found.clamp(0.0, 1.0), torch.ones_like(found))
+    return -found.clamp_min(torch.finfo(found.dtype).tiny).log().mean()
 
 
 def radius(height: int, width: int) -> Tensor:

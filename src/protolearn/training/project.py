@@ -172,7 +172,7 @@ def make_sources(
     fingerprint = model.fingerprint()
     shape = layout(model, cases) if shape is None else shape
     contents = {i: cases.content(i) for i in set(chosen)}  # first, since hashing a picture remembers its size
-    sizes = {i: cases.size(i) for i in contents} if shape.grid is not None else {}
+    sizes = {i: cases.size(i) for i in contents} if shape.grid is not None and cases.pictured else {}
     regions = [_region(model, shape, position, sizes.get(i)) for i, position in zip(chosen, positions, strict=True)]
     return [
         Source(cases.ids[i], contents[i], position, region, value, fingerprint, int(cases.labels[i]))
