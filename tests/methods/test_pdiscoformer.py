@@ -85,6 +85,9 @@ def test_every_term_is_named_weighed_and_as_its_formula_says() -> None:
     back = warp(other.transpose(1, 2).reshape(4, 4, 8, 8)[:, :3], inverse(theta))
     torch.testing.assert_close(found["equivariance"], terms.equivariance(maps[:, :3], back), atol=1e-5, rtol=1e-4)
     assert found["equivariance"] > 1e-3
+    cells = PDiscoFormer(parts=3, window=1).objective(out, labels)
+    torch.testing.assert_close(cells["presence"], 1 - maps[:, :3].amax((0, 2, 3)).mean())
+    torch.testing.assert_close(cells["background"], terms.background_presence(maps[:, 3], window=1))
     plain = PDiscoFormer(parts=3, orthogonality_of="plain").objective(out, labels)["orthogonality"]
     torch.testing.assert_close(plain, terms.part_orthogonality(features))
 
@@ -184,7 +187,7 @@ def test_one_part_one_class_no_label_and_nan() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"parts": 0}, {"temperature": 0.0}, {"part_dropout": 1.0}, {"scale": (1.4, 0.8)}, {"modulation": "other"},
-     {"dim": 0}, {"epochs": -1}],
+     {"dim": 0}, {"epochs": -1}, {"window": 0}],
 )  # fmt: skip
 def test_bad_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="pdiscoformer: "):

@@ -84,6 +84,7 @@ class PDiscoFormer(Method):
     temperature: float = 1.0
     modulation: Modulation = "layer_norm"
     part_dropout: float = 0.3
+    window: int = 3
     presence_weight: float = 1.0
     background_weight: float = 2.0
     equivariance_weight: float = 1.0
@@ -110,6 +111,7 @@ class PDiscoFormer(Method):
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[bool, str]] = {
             "parts": (self.parts >= 1, "at least 1"),
+            "window": (self.window >= 1, "at least 1"),
             "axes": (self.axes >= 1, "at least 1"),
             "dim": (self.dim is None or self.dim >= 1, "at least 1, or None for the encoder's"),
             "epochs": (self.epochs >= 0, "at least 0"),
@@ -177,12 +179,12 @@ class PDiscoFormer(Method):
         features = plain if self.orthogonality_of == "plain" else modulated
         found = {
             "cross_entropy": cross_entropy(real.logits, labels[:half]),
-            "presence": terms.part_presence(maps[:, parts], window=3 if placed else 1),
+            "presence": terms.part_presence(maps[:, parts], window=self.window if placed else 1),
             "orthogonality": terms.part_orthogonality(features[:, bank.usable]),
             "entropy": terms.assignment_entropy(real.table if mask is None else real.table[mask], dim=-1),
         }
         if placed:
-            found["background"] = terms.background_presence(maps[:, rest].sum(1))
+            found["background"] = terms.background_presence(maps[:, rest].sum(1), self.window)
             found["total_variation"] = terms.total_variation(maps)
             found["concentration"] = terms.concentration(maps[:, parts])
         if placed and theta is not None:
