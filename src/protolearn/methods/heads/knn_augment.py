@@ -35,7 +35,7 @@ from protolearn.errors import TrainingError, UsageError
 from protolearn.objectives.votes import focal, hardness, weighted_cross_entropy
 from protolearn.structures import Output
 
-FROZEN = Recipe(about="a frozen encoder and few pictures", method={"epochs": 60, "head_rate": 3e-3, "temperature": 0.1})
+FROZEN = Recipe(about="a frozen encoder and few pictures", method={"epochs": 60, "head_rate": 1e-3, "temperature": 0.1})
 
 
 @register(

@@ -39,7 +39,7 @@ NEVER = -1e30
 
 FROZEN = Recipe(
     about="a frozen encoder with features that are often 0 (behind a ReLU): more smoothing",
-    method={"smoothing": 1e-2},
+    method={"smoothing": 0.1},
 )
 
 

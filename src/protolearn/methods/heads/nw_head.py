@@ -53,7 +53,7 @@ MODES = ("full", "random", "cluster", "cluster_cases", "knn")
 
 FROZEN = Recipe(
     about="a frozen encoder: a learned projection, compared by its direction",
-    method={"encoder_rate": None, "dim": 128, "kernel": "clip", "rate": 1e-3, "optimizer": "adam", "epochs": 40},
+    method={"encoder_rate": None, "dim": 128, "kernel": "clip", "rate": 3e-4, "optimizer": "adam", "epochs": 40},
 )
 
 
