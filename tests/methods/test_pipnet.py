@@ -207,6 +207,8 @@ def test_the_schedule_is_the_papers() -> None:
     assert joint.factor(9.999, group="head") == pytest.approx(0.01, abs=1e-3)
     assert joint.factor(10, group="head") == pytest.approx(1.0), "anew every ten epochs"
     assert joint.factor(10, group="neck") > 0.9
+    with pytest.raises(UsageError, match="restart"):
+        Train("x", rates={"head": 1.0}, restart={"head": 0})
     assert plan[3:] == [Project("sources", rule="any", move=False), Revise("silence")]
     assert isinstance(pretrain.weights, dict)
     assert pretrain.weights["align"] == Ramp(0.0, 1.0)
