@@ -14,7 +14,7 @@ from torch import Tensor
 from protolearn.core.distributions import FullLaw, class_moments
 from protolearn.core.method import Initialise, Project, Train
 from protolearn.core.model import PrototypeModel
-from protolearn.core.sampling import calibrate_refusal, predictive
+from protolearn.core.sampling import calibrate_refusal, decoded_spread, predictive
 from protolearn.core.uncertainty import Refusal
 from protolearn.data.features import features
 from protolearn.encoders import ConvAutoencoder, FeatureEncoder
@@ -118,6 +118,16 @@ def test_terms_have_gradients_that_are_finite_and_batches_of_all_kinds_are_met(l
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     broken = method.objective(model(pictures * float("nan")), torch.tensor([0, 1, 2, 0]))
     assert any(term.isnan() for term in broken.values())
+
+
+def test_what_is_decoded_varies_with_the_prototype() -> None:
+    model, _, _ = fitted()
+    assert model.bank.law is not None
+    before = decoded_spread(model, 50, torch.Generator().manual_seed(0))
+    assert before.shape == (3,)
+    assert (before > 0).all()
+    model.bank.law.scale_by(1e-12)
+    assert float(decoded_spread(model, 50, torch.Generator().manual_seed(0)).max()) < 1e-3 * float(before.min())
 
 
 def test_the_model_itself_gives_out_the_mode_and_its_ledger_is_exact() -> None:
