@@ -331,6 +331,18 @@ def test_named_concepts_come_from_a_table(capsys: pytest.CaptureFixture[str], ph
     )
 
 
+def test_a_recipe_may_name_the_encoder(photos: Path, tmp_path: Path) -> None:
+    recipe = ["--method", "prototype-autoencoder", "--recipe", "paper", "--prototype-autoencoder.epochs", "1"]
+    more = ["--size", "8", "--device", "cpu", "--quiet", "--prototype-autoencoder.prototypes", "3"]
+    out = tmp_path / "model"
+    assert main(["train", str(photos), "--out", str(out), *recipe, *more]) == 0
+    model = load(out)
+    assert model.encoder.spec()["encoder"] == "autoencoder"
+    assert model.metadata["data"]["augment"]["elastic"] == 20
+    assert model.metadata["options"]["batch_size"] == 250
+    assert all(source is not None and not source.moved for source in model.bank.sources)
+
+
 def test_other_data_to_judge_by(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
     told = Told(capsys, "train", photos, "--test", photos, "--out", tmp_path / "m", *QUICK, "--json")
     assert told.json["scores"]["cases"] == 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from typing import Any
 
@@ -215,3 +216,30 @@ def test_other_colours_leave_every_place_where_it_is() -> None:
     assert not torch.allclose(second[0], third[0])
     np.testing.assert_array_equal(first[1].points, second[1].points)
     assert torch.equal(view(1, brightness=0.5, hue=0.3)[0], second[0])
+
+
+def test_an_elastic_deformation_moves_pixels_by_what_it_says() -> None:
+    """Blurred noise from -1 to 1 has the deviation 1 / (2 sigma sqrt(3 pi)): times 20, for sigma 4, 0.81 pixels."""
+    bend = Augment(flip=0, rotation=0, shear=0, skew=0, elastic=20, elastic_sigma=4)
+    places = np.array([[x, y, 1] for x in range(30, 130, 10) for y in range(30, 90, 10)], dtype=float)
+    marks = Annotation(points=places, point_names=tuple(map(str, range(len(places)))))
+    picture = Image.new("RGB", (160, 120))
+    moves = []
+    for seed in range(8):
+        moved = bend.apply(picture, marks, generator(seed))[1]
+        moves.append(moved.points[:, :2] - places[:, :2])
+    assert np.std(moves) == pytest.approx(20 / (2 * 4 * np.sqrt(3 * np.pi)), rel=0.1)
+    assert abs(np.mean(moves)) < 0.1
+
+
+def test_without_strength_or_generator_nothing_bends() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    still = Augment(flip=0, rotation=0, shear=0, skew=0)
+    assert np.array_equal(np.asarray(still(picture, generator(0))), np.asarray(picture))
+    bend = dataclasses.replace(still, elastic=5.0)
+    assert bend(picture) is picture
+    assert not np.array_equal(np.asarray(bend(picture, generator(0))), np.asarray(picture))
+    with pytest.raises(UsageError, match="elastic"):
+        Augment(elastic=-1)
+    with pytest.raises(UsageError, match="elastic_sigma"):
+        Augment(elastic_sigma=0)

@@ -111,7 +111,11 @@ def add_train(parser: Any, config: dict[str, Any] | None = None, *, data_option:
     parser.add_argument("--method", type=str, default="protopnet", help="see protolearn methods (default: protopnet)")
     parser.add_argument("--recipe", type=str, default=None, help="settings that go together, e.g. frozen (see methods)")
     parser.add_argument(
-        "--encoder", type=str, default=None, help="'small' (a tiny network, from scratch) or any network of timm"
+        "--encoder",
+        type=str,
+        default=None,
+        help="any network of timm; or, from scratch, 'small' (tiny), 'autoencoder' (grey pictures, can be decoded) or "
+        "'autoencoder-rgb'",
     )
     parser.add_argument(
         "--weights", type=str, default=None, help="a .safetensors file, or 'hub' for timm's own (default: random)"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from protolearn.data import Cases, Concepts
 
 SETTINGS = "settings.yaml"
+_OWN = ("small", "autoencoder", "autoencoder-rgb")  # networks that are ours and start from scratch
 _SWITCHES = {"--overwrite", "--fresh", "--augment", "--tensorboard", "--json", "--quiet", "--debug"}
 _OPTIONS = ("seed", "device", "batch_size", "workers", "precision", "clip", "patience", "views", "tensorboard")
 _NOT_KEPT = ("config", "json", "quiet", "debug", "overwrite", "fresh", "out")
@@ -257,18 +258,21 @@ def split_data(
 
 def make(settings: dict[str, Any]) -> Encoder:
     """Return the encoder that settings name."""
-    from protolearn.encoders import ImageEncoder, SmallEncoder
+    from protolearn.encoders import ConvAutoencoder, ImageEncoder, SmallEncoder
 
     name, weights = settings["encoder"], settings["weights"]
-    if name == "small":
+    if name in _OWN:
         if weights is not None:
-            raise UsageError("the encoder 'small' has no pretrained weights: leave --weights out, or name a network")
+            raise UsageError(f"the encoder {name!r} has no pretrained weights: leave --weights out, or name a network")
         side = settings["size"]
-        return SmallEncoder(seed=settings["seed"], **({} if side is None else {"size": side}))
+        sized = {} if side is None else {"size": side}
+        if name == "small":
+            return SmallEncoder(seed=settings["seed"], **sized)
+        return ConvAutoencoder(channels=3 if name == "autoencoder-rgb" else 1, seed=settings["seed"], **sized)
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        raise UsageError(f"no encoder is called {name!r}: {nearest_names(name, ['small', *timm.list_models()])}")
+        raise UsageError(f"no encoder is called {name!r}: {nearest_names(name, [*_OWN, *timm.list_models()])}")
     layer = settings["layer"]
     return ImageEncoder(
         name, weights=weights, layer=[part.strip() for part in layer.split(",")] if "," in layer else layer,

@@ -47,7 +47,7 @@ def class_moments(codes: Tensor, labels: Tensor, classes: int) -> ClassMoments:
     means = codes.new_zeros(classes, codes.shape[1])
     covariances = codes.new_zeros(classes, codes.shape[1], codes.shape[1])
     counts = torch.zeros(classes, dtype=torch.long, device=codes.device)
-    for label in labels[labels >= 0].unique().tolist():
+    for label in sorted({int(label) for label in labels.tolist() if label >= 0}):
         own = codes[labels == label].double()
         centred = own - own.mean(0)
         means[label] = own.mean(0).to(codes.dtype)
@@ -110,7 +110,8 @@ def factor_of(covariance: Tensor, floor: float = 0.0) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(exact)
     if int(failed) or float(variances[0]) < floor * mean or not bool((factor.diagonal() > 2 * FLOOR).all()):
         factor = torch.linalg.cholesky(axes * variances.clamp_min(least) @ axes.T)
-    return factor.to(covariance.dtype)
+    made: Tensor = factor.to(covariance.dtype)
+    return made
 
 
 def softplus_inverse(values: Tensor) -> Tensor:

@@ -119,6 +119,23 @@ def contribution_spread(
     return Spread(torch.stack(mean), torch.stack(low), torch.stack(high))
 
 
+@torch.no_grad()
+def decoded_spread(model: PrototypeModel, samples: int = 30, generator: torch.Generator | None = None) -> Tensor:
+    """Return ``(P,)``: how much what a prototype decodes to varies over draws, as the mean standard deviation.
+
+    For the prototypes of the predicted class this is how uncertain the explanation itself is.
+
+    Raises
+    ------
+    UsageError
+        If the model has no decoder, or its prototypes are points.
+    """
+    if model.decoder is None:
+        raise UsageError("this model has no decoder: there is nothing that could vary")
+    decoded: Tensor = model.decoder(draw(model, samples, generator))  # (S, P, ...)
+    return decoded.flatten(2).std(0, correction=0).mean(1)
+
+
 def calibrate_refusal(
     model: PrototypeModel,
     tokens: Tokens,

@@ -427,8 +427,7 @@ class _Card:
         if not here.whole:
             self._paste(here.close_up(t), columns[1])
         middle = columns[1] + t + 31
-        # far from what the class is far from: the weight and the similarity are both negative
-        self._alike(middle, self.y + t / 2, but_not=row.evidence < 0 and row.weight < 0)
+        self._alike(middle, self.y + t / 2, but_not=far_speaks(row))
         made = self.painter.decoded(row.prototype)
         if made is not None:
             self._paste(View(made).thumbnail(t), columns[2])
@@ -505,6 +504,11 @@ class _Card:
             self.words(x, y, line, 14, SOFT)
             y += 20
         self.side_end = y
+
+
+def far_speaks(row: LedgerRow) -> bool:
+    """Say whether it is the distance that speaks for the class: similarity and weight are both below 0."""
+    return row.evidence < 0 and row.weight < 0
 
 
 def headings(painter: Painter, rows: Sequence[LedgerRow]) -> tuple[str, str, str]:

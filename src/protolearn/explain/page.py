@@ -20,6 +20,7 @@ from protolearn.explain.draw import (
     Painter,
     View,
     contribution_is,
+    far_speaks,
     headings,
     made_of,
     origin,
@@ -158,9 +159,18 @@ def whole(picture: Image.Image, alt: str, side: int) -> str:
     return image(View(picture).thumbnail(side), alt, lossless=max(picture.size) <= 64, cls="photo")
 
 
-def how_to_read(pictured: bool = True) -> str:
-    """Return how an explained prediction is read."""
+def how_to_read(pictured: bool = True, *, decoded: bool = False) -> str:
+    """Return how an explained prediction is read; ``decoded`` if prototypes are shown as a decoder makes them."""
     noun = "picture" if pictured else "case"
+    if decoded:
+        return (
+            "<p>Each row compares this whole picture with a <em>prototype</em>, shown as the model's decoder makes it. "
+            "It is no training case; the training case nearest to it is beside it. How similar the two are, times the "
+            "weight the class gives the prototype, is the contribution; all contributions add up to the class score, "
+            "the logit. Where the sign of likeness is struck through, being far from the prototype speaks for the "
+            'class. <span class="plus">Blue, plus, solid</span> speaks for the class; '
+            '<span class="minus">orange, minus, hatched</span> against it.</p>'
+        )
     marks = (
         "The yellow outline is the place that was compared, "
         "the glow the prototype's similarity over the whole picture. "
@@ -256,13 +266,14 @@ def _row(painter: Painter, picture: Image.Image | None, e: Explanation, row: Led
         f'<div class="soft small">prototype {row.prototype}, {short(owner, 34)}<br>'
         f"{text(why) if why else short(origin(row.source), 48)}</div>"
     )
+    alike = "like unlike" if far_speaks(row) else "like"
     if picture is None:
         what = f'<div class="absent">token {row.position}</div>'
     else:
         here = painter.case_view(picture, e.case, row)
         what = pair(here, f"case {e.case} where prototype {row.prototype} matched", close_first=False)
     return (
-        f'<tr role="row"><td role="cell" class="looks">{what}</td><td role="cell" class="like">{like}</td>'
+        f'<tr role="row"><td role="cell" class="looks">{what}</td><td role="cell" class="{alike}">{like}</td>'
         f'<td role="cell" class="told">{told}</td></tr>'
     )
 

@@ -32,11 +32,12 @@ def about(known: Gathered) -> str:
     spread = (
         "" if not counts else f"{counts[0]} a class" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} a class"
     )
+    parts = (spread, f"{shared} of no single class" if shared else "")
     rows.append(
         (
             "Prototypes",
             (
-                f"{len(known.bank)} ({text(spread)}{f', {shared} of no single class' if shared else ''}), "
+                f"{len(known.bank)} ({text(', '.join(filter(None, parts)))}), "
                 f"{known.bank.vectors.shape[-1]} numbers each"
             ),
         )
@@ -152,20 +153,25 @@ def _projection_table(known: Gathered) -> str:
         )
     if not rows:
         return ""
+    stayed = any(source is not None and not source.moved for source in known.bank.sources)
+    what = (
+        "At a projection every prototype becomes the nearest real training token. Accuracy is "
+        "on the training cases, just before and just after; the last layer then adapts."
+    )
+    if stayed:
+        what = "The training case nearest to each prototype was looked up and recorded. No prototype moved."
     head = [
-        "projection",
-        "moved",
-        "stayed",
+        "search" if stayed else "projection",
+        "found" if stayed else "moved",
+        "without one" if stayed else "stayed",
         "sharing a token",
-        "mean distance moved",
+        "mean distance" if stayed else "mean distance moved",
         "accuracy before",
         "after",
         "change",
     ]
-    return (
-        "<h3>Projections</h3><p>At a projection every prototype becomes the nearest real training token. Accuracy is "
-        "on the training cases, just before and just after; the last layer then adapts.</p>"
-        + table(head, rows, numbers=range(1, 8))
+    return f"<h3>{'Nearest cases' if stayed else 'Projections'}</h3><p>{what}</p>" + table(
+        head, rows, numbers=range(1, 8)
     )
 
 

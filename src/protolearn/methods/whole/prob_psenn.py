@@ -42,7 +42,7 @@ from protolearn.core.distributions import LawKind, make_law
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import GROUPS, Initialise, Method, Phase, Project, Recipe, Train, register
+from protolearn.core.method import GROUPS, Initialise, Method, Phase, Project, Ramp, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import fit_axes
 from protolearn.core.sampling import sampled_evidence
@@ -205,7 +205,9 @@ class ProbPSENN(Method):
             {name: rate for name, rate in rates.items() if name in names and rate is not None}
             for names in (("encoder", "neck", "decoder"), self.joint)
         )
-        kept = {name: self.weights()[name] for name in ("reconstruction", "divergence") if name in self.weights()}
+        kept: dict[str, float | Ramp] = {
+            name: self.weights()[name] for name in ("reconstruction", "divergence") if name in self.weights()
+        }
         plan: list[Phase] = [] if self.axes is None else [Initialise("axes")]
         if self.autoencoder_epochs:
             plan += [Train("autoencoder", self.autoencoder_epochs, first, weights=kept)]

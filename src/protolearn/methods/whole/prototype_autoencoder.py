@@ -134,11 +134,11 @@ class PrototypeAutoencoder(Method):
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the four terms."""
         assert out.distances is not None and out.reconstruction is not None, "build made it so"
-        seen = out.original is not None
+        nothing = out.logits.new_zeros(())
         return {
             "classification": cross_entropy(out.logits, labels),
             "reconstruction": (
-                squared_error_sum(out.reconstruction, out.original) if seen else out.logits.new_zeros(())
+                nothing if out.original is None else squared_error_sum(out.reconstruction, out.original)
             ),
             "r1": prototypes_near_data(out.distances),
             "r2": data_near_prototypes(out.distances),
