@@ -4,7 +4,7 @@
     python results/methods.py --table                  # print the tables of what is in the receipt
 
 Encoder: MobileNetV2 with ImageNet weights, its last map (1280 wide): 7 x 7 cells at 224 px for cells and birds, 3 x 3
-at 96 px for CIFAR-10, of which the first 100 training pictures of each class are used. Each method runs with its recipe
+at 96 px for CIFAR-10, of which the first 50 training pictures of each class are used. Each method runs with its recipe
 "frozen", chosen on training parts only; the test part is read when a training is over. Beside them, on the same
 features averaged over the map: logistic regression (the linear head) and k-nearest neighbours; and with ``--peer``, the
 interpreter of an environment that has cabrnet, CaBRNet's own ProtoPNet training on the same maps (``make
@@ -45,7 +45,7 @@ from protolearn.training.record import TrainingWarning
 
 SIZES = {"wbc": 224, "birds": 224, "cifar10": 96}
 TRAINED_SIZES = {"wbc": 96, "birds": 96, "cifar10": 64}
-PER_CLASS = 100
+PER_CLASS = 50
 VIEWS = 3
 AUGMENT = Augment(
     one_of=False, rotation=15, shear=10, skew=0, crop=(0.6, 1.0), ratio=(0.8, 1.25), brightness=0.2, contrast=0.2,
