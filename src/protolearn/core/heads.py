@@ -267,6 +267,81 @@ class FixedEvidence(Head):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class NearestOfClass(Head):
+    """The score of a class is the evidence of its nearest prototype alone; the winner takes all.
+
+    Evidence must not be negative: a class that has no usable prototype scores 0, the least.
+
+    Parameters
+    ----------
+    owner : Tensor
+        ``(P,)`` int64, the class of each prototype; -1 for one of no class.
+    classes : int
+        C.
+    power : float
+        Probabilities are shares of the scores raised to it: 1 = of the scores, larger = surer.
+
+    Examples
+    --------
+    >>> head = NearestOfClass(torch.tensor([0, 0, 1]), classes=2)
+    >>> evidence = torch.tensor([[0.2, 0.6, 0.4]])
+    >>> head(evidence), head.contributions(evidence)[0, 0]
+    (tensor([[0.6000, 0.4000]]), tensor([0.0000, 0.6000, 0.0000]))
+    """
+
+    owner: Tensor
+
+    def __init__(self, owner: Tensor, classes: int, power: float = 1.0) -> None:
+        super().__init__()
+        if not power > 0:
+            raise ValueError(f"power must be positive, got {power}")
+        if owner.ndim != 1 or bool(((owner < -1) | (owner >= classes)).any()):
+            raise ValueError(f"owner must be (P,) class indices below {classes}, or -1")
+        self.classes, self.power = classes, power
+        self.register_buffer("owner", owner.long().clone())
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return the largest evidence of each class, ``(B, C)``."""
+        return self._best(evidence, evidence.new_zeros(len(evidence), self.classes + 1))[:, :-1]
+
+    def _best(self, values: Tensor, start: Tensor, reduce: str = "amax") -> Tensor:
+        columns = torch.where(self.owner < 0, self.classes, self.owner)  # what no class owns goes into a last column
+        return start.scatter_reduce(1, columns.expand_as(values), values, reduce)
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Return ``(B, C, P)``: the evidence of each class's winner, the first of equal ones; 0 for all others."""
+        best, count = self(evidence), evidence.shape[1]
+        rows = torch.arange(count, device=evidence.device)
+        owned = self.owner.clamp_min(0)
+        wins = (evidence == best[:, owned]) & (self.owner >= 0)
+        none = rows.new_full((len(evidence), self.classes + 1), count)
+        first = self._best(torch.where(wins, rows, count), none, "amin")[:, :-1]
+        table = evidence.new_zeros(len(evidence), self.classes, count + 1)
+        return table.scatter(2, first.unsqueeze(2), best.unsqueeze(2))[..., :-1]
+
+    def offset(self) -> Tensor:
+        """Return zeros."""
+        return torch.zeros(self.classes, device=self.owner.device)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return each class's share of ``score ** power``; equal shares where all scores are 0."""
+        logs = logits.clamp_min(0.0).log()
+        logs = logs.where((logits > 0).any(-1, keepdim=True), 0.0)
+        return (self.power * logs).softmax(-1)
+
+    def per_unit(self, count: int) -> Tensor | None:
+        """Return ``(C, P)``: a unit of evidence adds one to the own class, where it wins."""
+        return torch.nn.functional.one_hot(self.owner + 1, self.classes + 1)[:, 1:].T.float()
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these prototypes."""
+        self.owner = self.owner[rows]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_to(self, state_dict, prefix, ("owner",))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 def resize_to(module: nn.Module, state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
     """Give parameters and buffers the size they have in a state dict (a bank may have grown or been pruned)."""
     for name in names:

@@ -14,6 +14,7 @@ from protolearn.core.encoder import Encoder, fingerprint
 from protolearn.core.heads import Head
 from protolearn.core.matching import all_matches, best_match, mean_match
 from protolearn.core.measures import Distance, Measure
+from protolearn.core.metrics import Metric, under
 from protolearn.core.pooling import Pooling, max_pool
 from protolearn.core.similarities import Identity, PerPrototype, ToSimilarity
 from protolearn.structures import Output, Tokens
@@ -55,9 +56,13 @@ class PrototypeModel(nn.Module):
     compare : callable, optional
         In place of the measure between token and prototype, for an encoder that has compared them itself; the measure
         then says whether near is small or large, and still compares prototypes with each other.
+    metric : Metric, optional
+        What tokens and prototypes both go through before ``measure`` compares them; learned with the group ``neck``.
 
     Attributes
     ----------
+    measure : Measure
+        How a token is compared with a prototype, the metric included.
     classes : tuple of str
         Names, in the order of the logits.
     method : Method or None
@@ -96,6 +101,7 @@ class PrototypeModel(nn.Module):
         across: Across | None = None,
         decoder: Decoder | None = None,
         compare: Compare | None = None,
+        metric: Metric | None = None,
     ) -> None:
         super().__init__()
         if isinstance(measure, Distance) and similarity is None:
@@ -105,11 +111,17 @@ class PrototypeModel(nn.Module):
         self.bank: PrototypeBank = bank
         self.head: Head = head
         self.decoder: Decoder | None = decoder
-        self.measure, self.pooling, self.across, self.compare = measure, pooling, across, compare
+        self.metric: Metric | None = metric
+        self._measure, self.pooling, self.across, self.compare = measure, pooling, across, compare
         self.similarity: ToSimilarity = Identity() if similarity is None else similarity
         self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
         self.method: Method | None = None
         self.metadata: dict[str, Any] = {}
+
+    @property
+    def measure(self) -> Measure:
+        """How a token is compared with a prototype."""
+        return self._measure if self.metric is None else under(self._measure, self.metric)
 
     def encode(self, inputs: Tensor) -> Tokens:
         """Return the encoder's tokens, before the neck: what a cache of frozen features holds."""
@@ -131,8 +143,11 @@ class PrototypeModel(nn.Module):
         """Return every intermediate from embedded tokens to logits."""
         usable = self.bank.usable
         table = None
+        values, vectors = tokens.values, self.bank.vectors
+        if self.metric is not None:  # before the match, whose gradient ends at what it compares
+            values, vectors = self.metric(values), self.metric(vectors)
         if self.pooling is max_pool and self.across is None and self.compare is None:
-            pooled, positions = best_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            pooled, positions = best_match(values, vectors, self._measure, tokens.mask)
             similarities = self.similarity(pooled)  # falls with distance, so it commutes with the maximum
         else:
             compared = self._compared(tokens)
@@ -152,7 +167,7 @@ class PrototypeModel(nn.Module):
         out = Output(tokens, distances, similarities, positions, evidence, none, self.bank, self.head, table=table)
         out = out.replace(similarity=self.similarity)
         if "average" in self.head.reads:
-            average = mean_match(tokens.values, self.bank.vectors, self.measure, tokens.mask)
+            average = mean_match(values, vectors, self._measure, tokens.mask)
             out = out.replace(average=average.masked_fill(~usable, self.measure.farthest))
         return out.replace(logits=self.head.read(out))
 
@@ -210,7 +225,7 @@ class PrototypeModel(nn.Module):
         """Return the parameters of each group that a phase can train."""
         return {
             "encoder": self.encoder.tunable(),
-            "neck": list(self.neck.parameters()),
+            "neck": [*self.neck.parameters(), *([] if self.metric is None else self.metric.parameters())],
             "prototypes": [
                 *self.bank.parameters(),
                 *(self.similarity.parameters() if isinstance(self.similarity, PerPrototype) else ()),
@@ -220,9 +235,11 @@ class PrototypeModel(nn.Module):
         }
 
     def constrain(self) -> None:
-        """Bring prototypes and head back to where they may be, after a step of the optimiser."""
+        """Bring prototypes, head and metric back to where they may be, after a step of the optimiser."""
         self.bank.constrain()
         self.head.constrain()
+        if self.metric is not None:
+            self.metric.constrain()
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over settings and weights of encoder and neck: tokens are comparable under one only.

@@ -131,6 +131,31 @@ class ExponentialRoot:
 
 
 @dataclass(frozen=True)
+class Inverse:
+    """``scale / (scale + d)``: 1 at distance 0, 1/2 at ``scale``, 0 at infinity, and never 0 before.
+
+    For two prototypes ``(s_1 - s_2) / (s_1 + s_2) = (d_2 - d_1) / (d_1 + d_2 + 2 scale)``: shares of such similarities
+    are relative distances, at any size of the distances.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Inverse(2.0)(torch.tensor([0.0, 2.0, float("inf")])).tolist()
+    [1.0, 0.5, 0.0]
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise UsageError(f"scale must be positive, got {self.scale}")
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Return the similarity."""
+        return self.scale / (self.scale + distance)
+
+
+@dataclass(frozen=True)
 class Identity:
     """The value itself, for measures that are similarities already."""
 

@@ -209,6 +209,7 @@ def k_means(
     sample: int | None = None,
     start: Tensor | None = None,
     given: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Clusters:
     """Return ``count`` centres of tokens ``(N, D)``: k-means++ on a sample, Lloyd's rounds there, then on all.
 
@@ -230,6 +231,8 @@ def k_means(
         ``(P, D)`` centres to start from instead.
     given : Tensor, optional
         ``(N,)`` int64: the centre a token belongs to whatever the distance, -1 where it is free (labelled tokens).
+    weights : Tensor, optional
+        ``(N,)`` not negative: how often each token counts, 1 by default. ``inertia`` is weighted, ``counts`` are not.
 
     Notes
     -----
@@ -252,20 +255,25 @@ def k_means(
     values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     if not values.sum().isfinite() and not values.isfinite().all():
         raise ValueError("k-means takes finite values only")
+    if weights is not None:
+        if weights.shape != values.shape[:1] or bool((weights < 0).any()) or not float(weights.sum()) > 0:
+            raise ValueError(f"weights must be ({len(values)},), not negative and not all 0")
+        weights = weights.to(values)
     if start is not None:
         if start.shape != (count, values.shape[1]):
             raise ValueError(f"start must be {(count, values.shape[1])}, got {tuple(start.shape)}")
-        return _lloyd(values, start.to(values), iterations, tolerance, given)
+        return _lloyd(values, start.to(values), iterations, tolerance, given, weights)
     size = max(40 * count, 10_000) if sample is None else max(sample, count)
     if size >= len(values):
-        return _lloyd(values, _plus_plus(values, count, generator), iterations, tolerance, given)
+        return _lloyd(values, _plus_plus(values, count, generator, weights), iterations, tolerance, given, weights)
     chosen = torch.randperm(len(values), generator=generator)[:size].sort().values.to(values.device)
     part, known = values[chosen], None if given is None else given[chosen]
-    begin = _lloyd(part, _plus_plus(part, count, generator), iterations, tolerance, known)
-    return _lloyd(values, begin.centres, iterations, tolerance, given)
+    share = None if weights is None else weights[chosen]
+    begin = _lloyd(part, _plus_plus(part, count, generator, share), iterations, tolerance, known, share)
+    return _lloyd(values, begin.centres, iterations, tolerance, given, weights)
 
 
-def _plus_plus(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _plus_plus(values: Tensor, count: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
     """Return tokens far from each other: each is the best of a few drawn in proportion to the squared distance."""
     tries = 2 + int(math.log(count))
     norms = squared_norm(values)
@@ -274,18 +282,26 @@ def _plus_plus(values: Tensor, count: int, generator: torch.Generator) -> Tensor
     draws = torch.rand(count, tries, generator=generator, dtype=torch.float64)
     for k in range(count):
         # in proportion to the gaps; at first, and where all tokens are equal, to 1
-        ends = (gaps if 0 < float(gaps.sum()) < float("inf") else torch.ones_like(gaps)).cpu().double().cumsum(0)
+        odds = gaps if 0 < float(gaps.sum()) < float("inf") else torch.ones_like(gaps)
+        ends = (odds if weights is None else odds * weights).cpu().double().cumsum(0)
         drawn = torch.searchsorted(ends, draws[k, : 1 if k == 0 else tries] * ends[-1], right=True)
         drawn = drawn.clamp_(max=len(values) - 1).to(values.device)
         table = torch.addmm(norms, values[drawn], values.T, alpha=-2.0).add_(norms[drawn].unsqueeze(1)).clamp_min_(0.0)
         table[torch.arange(len(drawn), device=drawn.device), drawn] = 0.0
         torch.minimum(table, gaps, out=table)
-        best = table.sum(1).argmin()
+        best = (table.sum(1) if weights is None else table @ weights).argmin()
         chosen[k], gaps = drawn[best], table[best]
     return values[chosen]
 
 
-def _lloyd(values: Tensor, centres: Tensor, iterations: int, tolerance: float, given: Tensor | None) -> Clusters:
+def _lloyd(
+    values: Tensor,
+    centres: Tensor,
+    iterations: int,
+    tolerance: float,
+    given: Tensor | None,
+    weights: Tensor | None,
+) -> Clusters:
     before, done = float("inf"), 0
     count = len(centres)
     while True:
@@ -294,13 +310,14 @@ def _lloyd(values: Tensor, centres: Tensor, iterations: int, tolerance: float, g
             rows = torch.where(given >= 0, given, rows)
             fixed = squared_l2.paired(values[given >= 0], centres[given[given >= 0]])
             gaps = gaps.masked_scatter(given >= 0, fixed)
+        gaps = gaps if weights is None else gaps * weights
         inertia = float(gaps.sum())
         counts = torch.bincount(rows, minlength=count)
         settled = inertia >= before * (1 - tolerance) and bool((counts > 0).all())
         if settled or done == iterations:
             return Clusters(centres, rows, counts, inertia, done)
-        sums, totals = group_sums(values, rows, count)
-        centres = sums / totals.clamp_min(1.0).unsqueeze(1)
+        sums, totals = group_sums(values, rows, count, weights)
+        centres = sums / totals.where(totals > 0, 1.0).unsqueeze(1)
         empty = torch.nonzero(totals == 0).squeeze(1)
         if len(empty):
             centres[empty] = values[gaps.argsort(descending=True, stable=True)[: len(empty)]]
