@@ -1,0 +1,8 @@
+"""Shallow prototype methods as scikit-learn estimators over arrays, each with the formulas of its page."""
+
+from __future__ import annotations
+
+from protolearn.interop.shallow.nearest_mean import NearestMeanClassifier
+from protolearn.interop.shallow.quantisation import GLVQClassifier, GMLVQClassifier, GRLVQClassifier
+
+__all__ = ["GLVQClassifier", "GMLVQClassifier", "GRLVQClassifier", "NearestMeanClassifier"]
