@@ -136,6 +136,12 @@ SMALL: dict[str, Small] = {
         accuracy=0.25,
         wrong={"dropout": 1.0},
     ),
+    # of four quarters the one that is most like a prototype decides: hard for means, better where borders are learned
+    "nearest-class-mean": Small({"prototypes_per_class": 4}, accuracy=0.15, wrong={"scale": 0.0}),
+    "rbf-network": Small({"prototypes_per_class": 6}, accuracy=0.4, wrong={"ridge": -1.0}),
+    "glvq": Small({"prototypes_per_class": 4, "epochs": 8}, accuracy=0.3, wrong={"transfer": "tanh"}),
+    "grlvq": Small({"prototypes_per_class": 4, "epochs": 8}, accuracy=0.3, wrong={"prototypes_per_class": 0}),
+    "gmlvq": Small({"prototypes_per_class": 4, "epochs": 8}, accuracy=0.3, wrong={"rank": 0}),
 }  # fmt: skip
 
 

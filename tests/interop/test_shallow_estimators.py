@@ -22,12 +22,13 @@ from protolearn.interop.shallow import (
     GMLVQClassifier,
     GRLVQClassifier,
     NearestMeanClassifier,
+    RBFNetworkClassifier,
 )
 
 Arrays = tuple[np.ndarray, np.ndarray]
 QUANTISERS = [GLVQClassifier, GRLVQClassifier, GMLVQClassifier]
 WINNERS = [NearestMeanClassifier, *QUANTISERS]
-ALL = WINNERS
+ALL = [*WINNERS, RBFNetworkClassifier]
 
 
 @parametrize_with_checks([cls() for cls in ALL])
@@ -132,6 +133,44 @@ def test_as_a_model_it_saves_and_comes_back(cls: Any, iris: Arrays, tmp_path: An
     np.testing.assert_allclose(logits, found.decision_function(X), rtol=1e-4, atol=1e-6)
 
 
+def test_the_readout_is_least_squares_on_the_bumps(digits: Any) -> None:
+    """Against loops for the widths and numpy's solver for the readout; the factor of the scores is divided out."""
+    X, _, y, _ = digits
+    found = RBFNetworkClassifier(2, ridge=0.0, width=1.0, random_state=0).fit(X, y)
+    W = found.prototypes_
+    for p in range(len(W)):
+        others = sorted(float(((W[p] - W[q]) ** 2).sum()) for q in range(len(W)) if q != p)
+        assert found.widths_[p] == pytest.approx((others[0] + others[1]) / 2, rel=1e-6)
+    H = np.exp(-((X[:, None] - W) ** 2).sum(2) / found.widths_)
+    np.testing.assert_allclose(found.transform(X), H, rtol=1e-6, atol=1e-12)
+    design = np.hstack([H, np.ones((len(H), 1))])
+    solution = np.linalg.lstsq(design, np.eye(10)[y], rcond=None)[0]
+    scores = found.decision_function(X)
+    factor = (scores.sum(1)).mean()  # least squares on one-hot targets: the scores of a case sum to 1
+    np.testing.assert_allclose(scores / factor, design @ solution, rtol=1e-5, atol=1e-6)
+
+
+def test_sureness_is_the_best_factor() -> None:
+    import torch
+
+    from protolearn.core.regression import sureness
+
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randn(200, 3, generator=draw, dtype=torch.float64)
+    labels = (2.0 * scores + torch.randn(200, 3, generator=draw)).argmax(1)
+
+    def loss(factor: float) -> float:
+        share = 2.0 / (len(labels) + 6.0)
+        target = torch.nn.functional.one_hot(labels, 3) * (1 - 3 * share) + share
+        return -float((target * (factor * scores).log_softmax(1)).sum())
+
+    best = sureness(scores, labels)
+    assert loss(best) < min(loss(0.99 * best), loss(1.01 * best))
+    assert sureness(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])) == 1.0
+    assert np.isfinite(sureness(100 * torch.eye(3), torch.arange(3)))
+    assert sureness(-torch.eye(2), torch.tensor([0, 1])) == pytest.approx(1e-3), "scores that speak against"
+
+
 @pytest.mark.parametrize("cls", QUANTISERS)
 def test_moving_and_scaling_all_features_together_changes_nothing(cls: Any, iris: Arrays) -> None:
     X, y = iris
@@ -151,12 +190,13 @@ def test_the_same_seed_gives_the_same_and_another_does_not(cls: Any, iris: Array
 # -- weights ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("cls", ALL)
-def test_whole_weights_are_repetitions(cls: Any, iris: Arrays) -> None:
-    """Exactly, with one prototype a class and all cases in a batch."""
+def test_whole_weights_are_repetitions(cls: Any, count: int, iris: Arrays) -> None:
+    """Exactly, where a batch holds all cases."""
     X, y = iris
     weight = np.random.default_rng(0).integers(0, 4, len(X))
-    settings = {"batch_size": 1000} if hasattr(cls(), "batch_size") else {}
+    settings = {"prototypes_per_class": count, **({"batch_size": 1000} if hasattr(cls(), "batch_size") else {})}
     weighted = cls(random_state=0, **settings).fit(X, y, sample_weight=weight)
     repeated = cls(random_state=0, **settings).fit(np.repeat(X, weight, 0), np.repeat(y, weight))
     np.testing.assert_allclose(weighted.prototypes_, repeated.prototypes_, rtol=1e-6, atol=1e-9)

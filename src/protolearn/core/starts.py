@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.measures import squared_l2
 from protolearn.core.necks import PrincipalAxes
 from protolearn.core.updates import k_means
 from protolearn.structures import Tokens
@@ -54,7 +55,8 @@ def class_centres(
 ) -> Tensor:
     """Return at most ``count`` different centres ``(k, D)`` of the tokens ``(N, D)`` of one class, by k-means.
 
-    One centre is the mean. A class with fewer tokens than asked for gets one centre for each different token.
+    One centre is the mean. A class with fewer different tokens than asked for gets one centre for each. The result does
+    not depend on the order of the tokens, and a whole weight is as good as so many repetitions.
 
     Parameters
     ----------
@@ -66,16 +68,20 @@ def class_centres(
     >>> values = torch.tensor([[0.0], [2.0], [2.0]])
     >>> class_centres(values, 1, generator=torch.Generator()).flatten()
     tensor([1.3333])
-    >>> class_centres(values, 5, generator=torch.Generator()).flatten().sort().values
+    >>> class_centres(values, 5, generator=torch.Generator()).flatten()
     tensor([0., 2.])
     """
-    if count > 1 and len(values) > 1:
-        few = min(count, len(values))
-        centres = k_means(values, few, generator=generator, weights=weights, iterations=iterations).centres
-        return torch.unique(centres, dim=0) if len(values) <= 2 * count else centres
-    if weights is None:
-        return values.mean(0, keepdim=True)
-    return ((weights / weights.sum()).to(values) @ values).unsqueeze(0)
+    if count == 1:
+        if weights is None:
+            return values.mean(0, keepdim=True)
+        return ((weights / weights.sum()).to(values) @ values).unsqueeze(0)
+    # different tokens in the order of their values, each with how often it counts: draws cannot see order or repetition
+    different, place = torch.unique(values, dim=0, return_inverse=True)
+    often = torch.ones_like(values[:, 0]) if weights is None else weights.to(values)
+    often = torch.zeros_like(different[:, 0]).index_add_(0, place, often)
+    if len(different) <= count:
+        return different
+    return k_means(different, count, generator=generator, weights=often, iterations=iterations).centres
 
 
 @torch.no_grad()
@@ -98,3 +104,24 @@ def start_on_classes(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tens
 def _real(tokens: Tokens, chosen: Tensor) -> Tensor:
     values = tokens.values[chosen]
     return values.flatten(0, 1) if tokens.mask is None else values[tokens.mask[chosen]]
+
+
+@torch.no_grad()
+def neighbour_widths(centres: Tensor, count: int = 2) -> Tensor:
+    """Return ``(P,)`` for each centre the mean squared distance to its nearest other centres, ``count`` of them.
+
+    Centres that lie on each other get the mean width of all, and 1 where there is none.
+
+    Source: widths by the nearest neighbours (Moody and Darken, 1989).
+
+    Examples
+    --------
+    >>> neighbour_widths(torch.tensor([[0.0], [1.0], [3.0]]), 1)
+    tensor([1., 1., 4.])
+    """
+    table = squared_l2.pairwise(centres, centres)
+    table.fill_diagonal_(float("inf"))
+    few = min(count, len(centres) - 1)
+    widths = table.topk(few, largest=False).values.mean(1) if few else torch.zeros_like(centres[:, 0])
+    apart = widths[widths > 0]
+    return widths.where(widths > 0, apart.mean() if len(apart) else 1.0)

@@ -4,5 +4,12 @@ from __future__ import annotations
 
 from protolearn.interop.shallow.nearest_mean import NearestMeanClassifier
 from protolearn.interop.shallow.quantisation import GLVQClassifier, GMLVQClassifier, GRLVQClassifier
+from protolearn.interop.shallow.rbf_network import RBFNetworkClassifier
 
-__all__ = ["GLVQClassifier", "GMLVQClassifier", "GRLVQClassifier", "NearestMeanClassifier"]
+__all__ = [
+    "GLVQClassifier",
+    "GMLVQClassifier",
+    "GRLVQClassifier",
+    "NearestMeanClassifier",
+    "RBFNetworkClassifier",
+]

@@ -13,7 +13,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from protolearn.core.method import Method
 from protolearn.core.model import PrototypeModel
@@ -188,44 +187,3 @@ class ShallowClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Set the public attributes from prototypes in internal units."""
         self.prototypes_: np.ndarray = vectors.numpy() * self._unit + self._centre
         self.prototype_labels_: np.ndarray = self.classes_[owner.numpy()]
-
-
-def sureness(scores: Tensor, labels: Tensor, weights: Tensor, *, rounds: int = 50) -> float:
-    """Return the factor f for which ``softmax(f * scores)`` fits the labels best: one number, by Newton's method.
-
-    A case counts for its label and, as Platt (1999) does it, a little for each of the others, as if each class had
-    been seen twice more by chance: so the factor stays finite where all cases are right.
-
-    Parameters
-    ----------
-    scores : Tensor
-        ``(n, C)``.
-    labels : Tensor
-        ``(n,)`` class indices.
-    weights : Tensor
-        ``(n,)``.
-    rounds : int
-        Most steps.
-
-    Examples
-    --------
-    >>> round(sureness(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), torch.ones(2)), 4)
-    0.6931
-    """
-    count = scores.shape[1]
-    share = 2.0 / (float(weights.sum()) + 2.0 * count)
-    target = one_hot(labels, count) * (1.0 - count * share) + share
-    wanted, factor = (target * scores).sum(1), 0.0
-    for _ in range(rounds):
-        p = (factor * scores).softmax(1)
-        mean = (p * scores).sum(1)
-        slope = float(weights @ (mean - wanted))
-        bend = float(weights @ (p * (scores - mean.unsqueeze(1)).square()).sum(1))
-        if bend <= 0:
-            break
-        step = slope / bend
-        # from 0 upwards a full step may go too far where the softmax is flat: at most to twice and one
-        factor, before = max(1e-3, min(factor - step, 2.0 * factor + 1.0)), factor
-        if abs(factor - before) <= 1e-13 * factor:
-            break
-    return factor or 1.0  # 0: all scores are the same

@@ -37,7 +37,7 @@ class NearestMeanClassifier(WinnerClassifier):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Take the means. A weight counts like so many repetitions of the case, exactly where there is one mean."""
+        """Take the means. A whole weight is exactly so many repetitions of the case."""
         self._page()
         return self._take(*self._begin(X, y, sample_weight), first=True)
 

@@ -35,7 +35,7 @@ class _Quantiser(WinnerClassifier):
             ``(n,)`` labels of any kind.
         sample_weight : array, optional
             ``(n,)`` not negative. A whole number counts like so many repetitions of the case: exactly where a batch
-            holds all cases and a class has one prototype, else on average over orders and starts.
+            holds all cases, else on average over their orders.
         """
         page = self._checked()
         x, y, w = self._begin(X, y, sample_weight)

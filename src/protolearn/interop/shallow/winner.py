@@ -11,9 +11,10 @@ from torch import Tensor
 from protolearn.core.heads import NearestOfClass
 from protolearn.core.measures import squared_l2
 from protolearn.core.model import PrototypeModel
+from protolearn.core.regression import sureness
 from protolearn.core.similarities import Inverse
 from protolearn.core.starts import class_centres
-from protolearn.interop.shallow.base import ShallowClassifier, sureness
+from protolearn.interop.shallow.base import ShallowClassifier
 from protolearn.interop.shallow.descent import State
 
 
