@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 PEERS  := .venv-peers
+LVQ    := .venv-prototorch
 BENCH  ?=
 PYTEST ?= -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -65,15 +66,24 @@ $(PEERS)/.ready: $(READY)
 	@$(PEERS)/bin/python -m pip install -qq --upgrade-strategy only-if-needed '.[bench]'
 	@touch $@
 
+# prototorch reads pkg_resources, which setuptools has dropped
+$(LVQ)/.ready: $(READY)
+	@test -x $(LVQ)/bin/python || $(PYTHON) -m venv $(LVQ)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(LVQ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@$(LVQ)/bin/python -m pip install -qq --upgrade-strategy only-if-needed \
+		prototorch==0.7.6 prototorch-models==0.7.1 'setuptools<80'
+	@touch $@
+
 bench: $(READY)  ## the speed table of benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-bench-peers: $(READY) $(PEERS)/.ready  ## the same beside CaBRNet
-	@CABRNET_PYTHON=$(PEERS)/bin/python $(BIN)/python -m benchmarks $(BENCH)
+bench-peers: $(READY) $(PEERS)/.ready $(LVQ)/.ready  ## the same beside CaBRNet and prototorch
+	@CABRNET_PYTHON=$(PEERS)/bin/python PROTOTORCH_PYTHON=$(LVQ)/bin/python $(BIN)/python -m benchmarks $(BENCH)
 
 build: $(READY)  ## wheel and source archive into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) $(PEERS) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(LVQ) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

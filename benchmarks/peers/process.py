@@ -1,4 +1,4 @@
-"""CaBRNet in a process of its own that stays up and takes orders, so that it can be timed in turn with us."""
+"""A peer in a process of its own that stays up and takes orders, so that it can be timed in turn with us."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ class PeerError(RuntimeError):
 
 
 class Peer:
-    """A CaBRNet process.
+    """A peer's process, CaBRNet's unless another runner is given.
 
     Parameters
     ----------
     python : path
-        Interpreter of an environment in which cabrnet is installed.
+        Interpreter of an environment in which the peer is installed.
     threads : int
         As many as we use.
+    runner : path
+        The script that carries out the orders there.
     """
 
-    def __init__(self, python: Path, threads: int) -> None:
+    def __init__(self, python: Path, threads: int, runner: Path = RUNNER) -> None:
         self.python = python
         self.folder = tempfile.TemporaryDirectory(prefix="protolearn-bench-")
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.log = open(Path(self.folder.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115  closed with the peer
         self.process = subprocess.Popen(
-            [str(python), str(RUNNER)],
+            [str(python), str(runner)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -87,11 +89,11 @@ class Peer:
         self.folder.cleanup()
 
 
-def find_peer(given: str | None) -> tuple[Path | None, str]:
-    """Return the interpreter of the peer's environment, or why there is none."""
-    named = given or os.environ.get("CABRNET_PYTHON")
+def find_peer(given: str | None, name: str = "cabrnet", folder: str = ".venv-peers") -> tuple[Path | None, str]:
+    """Return the interpreter of a peer's environment, or why there is none."""
+    named = given or os.environ.get(f"{name.upper()}_PYTHON")
     if named:
         path = Path(named)
         return (path, "") if path.exists() else (None, f"there is no {path}")
-    path = ROOT / ".venv-peers" / "bin" / "python"
-    return (path, "") if path.exists() else (None, "no environment with cabrnet (make bench-peers makes one)")
+    path = ROOT / folder / "bin" / "python"
+    return (path, "") if path.exists() else (None, f"no environment with {name} (make bench-peers makes one)")

@@ -84,9 +84,9 @@ def test_pipeline_grid_and_cross_validation(cls: Any, iris: Arrays) -> None:
 def test_set_output_gives_frames_with_names(cls: Any, iris: Arrays) -> None:
     pandas = pytest.importorskip("pandas", reason="set_output('pandas') needs pandas")
     X, y = iris
-    frame = cls(random_state=0).set_output(transform="pandas").fit(X, y).transform(X)
+    frame = cls(2, random_state=0).set_output(transform="pandas").fit(X, y).transform(X)
     assert isinstance(frame, pandas.DataFrame)
-    assert list(frame.columns) == ["0_0", "1_1", "2_2"]
+    assert list(frame.columns) == ["0_0", "0_1", "1_2", "1_3", "2_4", "2_5"]
 
 
 @pytest.mark.parametrize("cls", ALL)
