@@ -110,11 +110,10 @@ class ShallowClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "prototypes_")
         page, owner = self._page(), np.searchsorted(self.classes_, self.prototype_labels_)
         model = page.build(FeatureEncoder(self.n_features_in_), len(self.classes_))
-        rows = []
-        for label in range(len(self.classes_)):
-            mine = (model.bank.owner() == label).nonzero().squeeze(1).tolist()
-            rows += mine[: int((owner == label).sum())]
-        model.prune([key for row, key in enumerate(model.bank.ids.tolist()) if row not in set(rows)])
+        # classes with fewer different cases than prototypes have fewer prototypes
+        made = np.repeat(np.arange(len(self.classes_)), len(model.bank) // len(self.classes_))
+        kept = np.concatenate([np.flatnonzero(made == c)[: (owner == c).sum()] for c in range(len(self.classes_))])
+        model.prune([key for row, key in enumerate(model.bank.ids.tolist()) if row not in set(kept.tolist())])
         with torch.no_grad():
             model.bank.vectors.copy_(torch.from_numpy(self.prototypes_))
             self._fill(model)
@@ -161,10 +160,13 @@ class ShallowClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             )
         if first:
             self._centre = np.average(X, axis=0, weights=weight)
-            spread = np.average(np.square(X - self._centre).mean(1), weights=weight)
-            self._unit = float(np.sqrt(spread)) if spread > 0 else 1.0
+            self._unit = self._spread(X - self._centre, weight) or 1.0
         w = None if weight is None else torch.from_numpy(weight)
         return self._scaled(X), torch.from_numpy(codes), w
+
+    def _spread(self, deviations: np.ndarray, weight: np.ndarray | None) -> float:
+        """Return the internal unit: the root of the mean variance of the features."""
+        return float(np.sqrt(np.average(np.square(deviations).mean(1), weights=weight)))
 
     def _scaled(self, X: np.ndarray) -> Tensor:
         return torch.from_numpy((X - self._centre) / self._unit)

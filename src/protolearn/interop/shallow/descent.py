@@ -11,6 +11,7 @@ out: for ``g = x - w`` of the two winners of a case and ``a`` the slope of the c
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -135,14 +136,21 @@ class Descent:
         self, x: Tensor, y: Tensor, weight: Tensor | None, batch: int, factor: float, generator: torch.Generator
     ) -> None:
         """Go once over all cases, in an order drawn by the generator."""
-        if len(x) > batch:
-            order = torch.randperm(len(x), generator=generator)
-            x, y = x.index_select(0, order), y.index_select(0, order)
-            weight = None if weight is None else weight[order]
-        for start in range(0, len(x), batch):
-            part = slice(start, start + batch)
-            w = None if weight is None else weight[part] / weight[part].sum()
-            self.step(x[part], y[part], w, factor)
+        for cases, labels, w in batches(x, y, weight, batch, generator):
+            self.step(cases, labels, None if w is None else w / w.sum(), factor)
+
+
+def batches(
+    x: Tensor, y: Tensor, weight: Tensor | None, size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield cases, labels and weights once, in an order drawn by the generator; as they are if one batch holds all."""
+    if len(x) > size:
+        order = torch.randperm(len(x), generator=generator)
+        x, y = x.index_select(0, order), y.index_select(0, order)
+        weight = None if weight is None else weight[order]
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        yield x[part], y[part], None if weight is None else weight[part]
 
 
 def falling(epoch: int, epochs: int) -> float:
