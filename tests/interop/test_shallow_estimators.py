@@ -18,20 +18,22 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from protolearn.errors import UsageError
 from protolearn.interop.shallow import (
+    CBCClassifier,
     GLVQClassifier,
     GMLVQClassifier,
     GRLVQClassifier,
     NearestMeanClassifier,
+    ProbPSENNClassifier,
     RBFNetworkClassifier,
 )
 
 Arrays = tuple[np.ndarray, np.ndarray]
 QUANTISERS = [GLVQClassifier, GRLVQClassifier, GMLVQClassifier]
 WINNERS = [NearestMeanClassifier, *QUANTISERS]
-ALL = [*WINNERS, RBFNetworkClassifier]
+ALL = [*WINNERS, RBFNetworkClassifier, CBCClassifier]
 
 
-@parametrize_with_checks([cls() for cls in ALL])
+@parametrize_with_checks([*(cls() for cls in ALL[:-1]), CBCClassifier(max_iter=10), ProbPSENNClassifier(max_iter=1)])
 def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
     """No check is expected to fail. Skipped: what needs pandas or SCIPY_ARRAY_API, where they are not there."""
     check(estimator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protolearn.interop.shallow.cbc import CBCClassifier
 from protolearn.interop.shallow.nearest_mean import NearestMeanClassifier
+from protolearn.interop.shallow.prob_psenn import ProbPSENNClassifier
 from protolearn.interop.shallow.quantisation import GLVQClassifier, GMLVQClassifier, GRLVQClassifier
 from protolearn.interop.shallow.rbf_network import RBFNetworkClassifier
 
@@ -13,5 +14,6 @@ __all__ = [
     "GMLVQClassifier",
     "GRLVQClassifier",
     "NearestMeanClassifier",
+    "ProbPSENNClassifier",
     "RBFNetworkClassifier",
 ]

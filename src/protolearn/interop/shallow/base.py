@@ -126,11 +126,15 @@ class ShallowClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self, "prototypes_")
         x = validate_data(self, X, reset=False, dtype=np.float64)
         names = [str(label) for label in self.classes_.tolist()]
-        return explain(self.to_model(), features(x, classes=names, name="X"), target=target)
+        return explain(self.to_model(), features(self._for_model(x), classes=names, name="X"), target=target)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model as a folder that ``protolearn`` loads, explains and reports on."""
         return save(self.to_model(), folder, overwrite=overwrite)
+
+    def _for_model(self, x: np.ndarray) -> np.ndarray:
+        """Return cases as :meth:`to_model`'s model takes them."""
+        return x
 
     # -- helpers of the subclasses --------------------------------------------------------------------------------
 
