@@ -64,6 +64,18 @@ def test_learns_digits(cls: Any, least: float, digits: Any) -> None:
     assert more.prototypes_.shape == (50, 64)
 
 
+def test_the_defaults_are_better_than_what_they_replace(digits: Any) -> None:
+    """On a part of the training cases that was held out, as they were chosen."""
+    X, _, y, _ = digits
+    x, held, y, labels = train_test_split(X, y, test_size=0.25, random_state=0, stratify=y)
+    border, plain = (
+        GLVQClassifier(transfer=t, random_state=0).fit(x, y).score(held, labels) for t in ("sigmoid", "identity")
+    )
+    assert border > plain + 0.02
+    wide, narrow = (RBFNetworkClassifier(width=w, random_state=0).fit(x, y).score(held, labels) for w in (3.0, 1.0))
+    assert wide > narrow
+
+
 def test_one_mean_is_nearest_centroid(digits: Any) -> None:
     X, Z, y, _ = digits
     ours, theirs = NearestMeanClassifier().fit(X, y), NearestCentroid().fit(X, y)

@@ -49,11 +49,14 @@ def unit_trace(omega: Tensor) -> Tensor:
     tensor([[0.6000, 0.0000],
             [0.0000, 0.8000]])
     """
-    return omega / omega.norm().clamp_min(torch.finfo(omega.dtype).tiny)
+    scaled: Tensor = omega / omega.norm().clamp_min(torch.finfo(omega.dtype).tiny)
+    return scaled
 
 
 class Metric(nn.Module, ABC):
     """A linear map before the comparison, with a constraint that holds after every step."""
+
+    weight: nn.Parameter
 
     @abstractmethod
     def forward(self, values: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ def class_centres(
             return values.mean(0, keepdim=True)
         return ((weights / weights.sum()).to(values) @ values).unsqueeze(0)
     # different tokens in the order of their values, each with how often it counts: draws cannot see order or repetition
+    different: Tensor
+    place: Tensor
     different, place = torch.unique(values, dim=0, return_inverse=True)
     often = torch.ones_like(values[:, 0]) if weights is None else weights.to(values)
     often = torch.zeros_like(different[:, 0]).index_add_(0, place, often)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from protolearn.core.certificate import radius_by_bisection, radius_closed_form
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Method
 from protolearn.core.model import PrototypeModel
 from protolearn.core.reasoning import Reasoning
 from protolearn.core.similarities import RadialBasis
@@ -18,7 +17,7 @@ from protolearn.core.starts import class_centres
 from protolearn.errors import UsageError
 from protolearn.interop.shallow.base import ShallowClassifier
 from protolearn.interop.shallow.descent import batches, falling
-from protolearn.methods import get_method
+from protolearn.methods.parts.cbc import CBC
 from protolearn.objectives.margin import margin_loss, robust_margin
 
 
@@ -167,9 +166,9 @@ class CBCClassifier(ShallowClassifier):
         model.similarity.reset(torch.from_numpy(self.widths_).to(model.similarity.raw))
         model.head.theta.copy_(self._head.theta)
 
-    def _page(self) -> Method:
+    def _page(self) -> CBC:
         unit = getattr(self, "_unit", 1.0)
-        return get_method("cbc")(
+        return CBC(
             detection="rbf", per_class=self.prototypes_per_class, margin=self.margin, absence=self.absence, clip=0.0,
             robust_weight=self.robust_weight, robust_target=self.robust_target * unit,
         )  # fmt: skip

@@ -54,7 +54,7 @@ class WinnerClassifier(ShallowClassifier):
         if model.metric is not None:
             bend = self._state.relevances if self._state.omega is None else self._state.omega
             assert bend is not None
-            model.metric.weight.copy_(bend)  # type: ignore[union-attr]
+            model.metric.weight.copy_(bend)
 
     def _start(self, dim: int, per_class: int) -> State:
         """Return a state without any prototype yet."""
