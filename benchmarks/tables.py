@@ -78,7 +78,7 @@ def compare(
         )  # fmt: skip
         yield found
     seeds = SEEDS[:1] if plan.quick else SEEDS
-    right = np.mean([ours(data, kind, per_class, epochs, seed) for seed in seeds])
+    right = float(np.mean([ours(data, kind, per_class, epochs, seed) for seed in seeds]))
     for name, other in (
         ("a plain loop", [plain(data, kind, per_class, epochs, seed) for seed in seeds]),
         ("prototorch", None if peer is None else [peer.ask("fit", **order, seed=s)["accuracy"] for s in seeds]),

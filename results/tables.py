@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import sys
@@ -52,6 +53,8 @@ OURS: dict[str, Any] = {
     "nearest mean, 5": lambda seed: NearestMeanClassifier(5, random_state=seed),
     "GLVQ, 1": lambda seed: GLVQClassifier(1, random_state=seed),
     "GLVQ, 5": lambda seed: GLVQClassifier(5, random_state=seed),
+    "GLVQ, 1, identity": lambda seed: GLVQClassifier(1, transfer="identity", random_state=seed),
+    "GLVQ, 5, identity": lambda seed: GLVQClassifier(5, transfer="identity", random_state=seed),
     "GRLVQ, 1": lambda seed: GRLVQClassifier(1, random_state=seed),
     "GRLVQ, 5": lambda seed: GRLVQClassifier(5, random_state=seed),
     "GMLVQ, 1": lambda seed: GMLVQClassifier(1, random_state=seed),
@@ -120,7 +123,8 @@ def main() -> None:
             x, y, test, _ = load(name, 0)
             runs = {str(seed): one(name, seed, peer) for seed in SEEDS}
             kept["sets"][name] = {
-                "train": len(x), "test": len(test), "features": x.shape[1], "classes": len(np.unique(y)), "seeds": runs,
+                "train": len(x), "test": len(test), "features": x.shape[1], "classes": len(np.unique(y)),
+                "sha256": digest(x, y, test), "seeds": runs,
             }  # fmt: skip
             kept |= {
                 "command": "python results/tables.py", "date": datetime.date.today().isoformat(),
@@ -138,6 +142,11 @@ def main() -> None:
         if peer is not None:
             peer.close()
     write(kept)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Return the SHA-256 of the cases and labels of seed 0."""
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 
 def mean(kept: dict[str, Any], name: str, method: str, what: str) -> float | None:
