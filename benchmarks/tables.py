@@ -72,11 +72,11 @@ def compare(
     if peer is None:
         yield Row(f"prototorch {kind}, fit", "ours, fit", None, note=f"not measured: {why}")
     else:
-        found = times.ratio(
+        pace = f"ours {1000 * times.best('ours') / epochs:.1f} ms an epoch here"
+        yield times.ratio(
             "ours", "peer", what=f"prototorch {kind}, fit", against="ours, fit", invert=True, at_least=10.0,
-            note=f"the same; ours {1000 * times.best('ours') / epochs:.1f} ms an epoch here",
+            note=f"the same; version {peer.versions['prototorch']}; {pace}",
         )  # fmt: skip
-        yield found
     seeds = SEEDS[:1] if plan.quick else SEEDS
     right = float(np.mean([ours(data, kind, per_class, epochs, seed) for seed in seeds]))
     for name, other in (
