@@ -357,3 +357,18 @@ def test_weights_without_a_classifier_are_enough(tmp_path: Path) -> None:
     save_file({name: t.clone() for name, t in network.state_dict().items() if not name.startswith("fc.")}, path)
     loaded = ImageEncoder("test_resnet", weights=path, size=64)
     assert loaded.fingerprint() == ImageEncoder("test_resnet", size=64, seed=5).fingerprint()
+
+
+def test_batch_norm_statistics_stay_where_they_are_asked_to() -> None:
+    def moved(**settings: object) -> bool:
+        encoder = ImageEncoder("mobilenetv3_small_050", size=32, **settings)
+        before = {name: value.clone() for name, value in encoder.state_dict().items() if "running" in name}
+        encoder.train()
+        encoder(torch.rand(4, 3, 32, 32))
+        return any(not torch.equal(value, encoder.state_dict()[name]) for name, value in before.items())
+
+    assert moved()
+    assert not moved(freeze_norms=True)
+    encoder = ImageEncoder("mobilenetv3_small_050", size=32, freeze_norms=True)
+    assert make_encoder(encoder.spec()).freeze_norms
+    assert encoder.fingerprint() == ImageEncoder("mobilenetv3_small_050", size=32).fingerprint()

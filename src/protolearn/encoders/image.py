@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.smoothing import smooth
@@ -61,6 +62,9 @@ class ImageEncoder(Encoder):
         tokens and position embeddings alone), or everything from this block on (a name in ``block_names``, the
         beginning of one such as ``layer3``, or an index). Earlier blocks keep their weights, and stay in eval mode, so
         that batch-norm statistics stay too.
+    freeze_norms : bool
+        Keep batch-norm statistics as they are while weights are trained: for few pictures, whose batches say little
+        about them.
     model_args : mapping, optional
         Passed to timm, e.g. ``{"pad_type": "same"}``.
     seed : int
@@ -98,7 +102,7 @@ class ImageEncoder(Encoder):
     net: Any  # a network of timm
     grid: tuple[int, ...]
 
-    about_training = ("train_from", "shallow")
+    about_training = ("train_from", "freeze_norms", "shallow")
 
     def __init__(
         self,
@@ -115,6 +119,7 @@ class ImageEncoder(Encoder):
         interpolation: str | None = None,
         crop_fraction: float | None = None,
         train_from: str | int = "all",
+        freeze_norms: bool = False,
         model_args: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -140,6 +145,7 @@ class ImageEncoder(Encoder):
         self._blocks = _blocks(self.net)
         self.block_names = list(self._blocks)
         self.train_from: str | int = "all"
+        self.freeze_norms = freeze_norms
         self._allow(train_from)
         self.dim, self.grid = self._probe()
         self.train()  # frozen blocks are in eval mode from the start
@@ -287,6 +293,10 @@ class ImageEncoder(Encoder):
             for parameter in self.net.parameters():
                 if parameter not in allowed:
                     parameter.requires_grad_(False)
+        if self.freeze_norms:
+            for layer in self.net.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
         return self
 
     def spec(self) -> dict[str, Any]:
@@ -299,6 +309,7 @@ class ImageEncoder(Encoder):
             "smooth": self.smooth,
             **self.preprocess.to_dict(),
             "train_from": self.train_from,
+            "freeze_norms": self.freeze_norms,
             "model_args": {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_args.items()},
         }
 
