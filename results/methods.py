@@ -52,7 +52,18 @@ AUGMENT = Augment(
     saturation=0.1, hue=0.02,
 )  # fmt: skip
 
-TRAINED: dict[str, dict[str, Any]] = {}
+# The recipes' start and few epochs; the encoder moves for eight of them, its batch-norm statistics never.
+TRAINED: dict[str, dict[str, Any]] = {
+    "protopnet": {
+        "neck": "principal", "start": "k_means", "warm_epochs": 20, "project_at": (28,), "encoder_rate": 3e-5,
+        "neck_rate": 1e-3, "step": 0, "last_layer_epochs": 20, "head_rate": 1e-3,
+    },
+    "st-protopnet": {
+        "neck": "principal", "start": "k_means", "enlarge": 1, "warm_epochs": 20, "project_at": (28,),
+        "encoder_rate": 3e-5, "step": 0, "last_layer_epochs": 20, "head_rate": 1e-3,
+    },
+    "harmonic": {"init": "means", "exponent": 8.0, "epochs": 8, "encoder_rate": 1e-4, "prototype_rate": 1e-2},
+}  # fmt: skip
 
 
 def pictures(name: str, part: str) -> Cases:
@@ -94,6 +105,8 @@ def last_projection(kept: list[PrototypeModel]) -> Iterator[None]:
 def right(model: PrototypeModel, test: Cases, store: TokenCache | None) -> tuple[int, int]:
     """Return how many cases are right, and how many prototypes add anything to any score of any case."""
     correct, used = 0, torch.zeros(len(model.bank), dtype=torch.bool)
+    if store is None:  # through the network, as it wants to be shown pictures
+        test = test.with_transform(model.encoder.preprocess)
     for part, out in plain_outputs(model, test, store, torch.device("cpu"), batch_size=64):
         correct += int((out.logits.argmax(1).numpy() == test.labels[part.numpy()]).sum())
         for start in range(0, len(part), 8):
