@@ -235,7 +235,7 @@ def trained(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> Non
                     continue
                 method, encoder = (
                     list_methods()[slug](**settings),
-                    make_encoder(layer="final", size=TRAINED_SIZES[name]),
+                    make_encoder(layer="final", size=TRAINED_SIZES[name], freeze_norms=True),
                 )
                 found[str(seed)] = once(
                     method, {"batch_size": 32}, train, test, encoder, seed, args.cache, None, AUGMENT
