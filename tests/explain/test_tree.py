@@ -15,7 +15,8 @@ from PIL import Image
 from protolearn.core.model import PrototypeModel
 from protolearn.core.trees import TreeHead
 from protolearn.errors import UsageError
-from protolearn.explain.tree import compare_routings, routes, save_tree, tree_scene
+from protolearn.explain.tree import compare_routings, routes
+from protolearn.explain.tree_picture import save_tree, tree_scene
 
 SVG = "{http://www.w3.org/2000/svg}"
 

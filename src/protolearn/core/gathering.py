@@ -144,6 +144,11 @@ class Scaled(nn.Module):
         return (values - self.centre) / self.scale
 
 
+def centred_unit(values: Tensor, mean: Tensor) -> Tensor:
+    """Return values less a mean, scaled to unit length."""
+    return nn.functional.normalize(values - mean, dim=-1)
+
+
 class CentredUnit(nn.Module):
     """Take a fixed mean off, 0 at first, and scale to unit length."""
 
@@ -155,7 +160,7 @@ class CentredUnit(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return ``(..., D)``."""
-        return nn.functional.normalize(values - self.mean, dim=-1)
+        return centred_unit(values, self.mean)
 
 
 class DiagonalMap(nn.Module):
