@@ -147,18 +147,13 @@ def start_on_classes(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tens
     """
     draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
     for label in range(model.bank.classes):
-        own = [_real(model.embed(tokens), labels == label) for tokens, labels in batches]
+        own = [real_values(model.embed(tokens).part(labels == label)) for tokens, labels in batches]
         rows, tokens = (owner == label).nonzero().squeeze(1), torch.cat(own)
         if len(rows) == 0:
             continue
         centres = class_centres(tokens, len(rows), generator=draw) if len(tokens) else tokens
         model.bank.vectors[rows[: len(centres)]] = centres.to(model.bank.vectors)
         model.bank.active[rows[len(centres) :]] = False
-
-
-def _real(tokens: Tokens, chosen: Tensor) -> Tensor:
-    values = tokens.values[chosen]
-    return values.flatten(0, 1) if tokens.mask is None else values[tokens.mask[chosen]]
 
 
 @torch.no_grad()
