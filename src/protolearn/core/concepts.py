@@ -25,6 +25,7 @@ class ConceptNeck(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> neck = ConceptNeck(nn.Linear(3, 2), nn.Linear(3, 4))
     >>> found = neck.on_tokens(Tokens(torch.zeros(1, 5, 3)))
     >>> found.values.shape, found.extras["concept_maps"].shape, found.extras["concept_vectors"].shape
@@ -64,6 +65,7 @@ def softmax_attention(values: Tensor, scores: Tensor, mask: Tensor | None = None
 
     Examples
     --------
+    >>> import torch
     >>> softmax_attention(torch.tensor([[[1.0], [3.0]]]), torch.tensor([[[0.0], [0.0]]]))
     tensor([[[2.]]])
     """

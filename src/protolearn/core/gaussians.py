@@ -110,7 +110,7 @@ def softplus_inverse(values: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> F.softplus(softplus_inverse(torch.tensor([0.01, 3.0])))
+    >>> torch.nn.functional.softplus(softplus_inverse(torch.tensor([0.01, 3.0])))
     tensor([0.0100, 3.0000])
     """
     return values + (-torch.expm1(-values)).log()

@@ -57,7 +57,7 @@ def within(method: Method, interval: str, *names: str) -> None:
         above_low = value >= low if interval[0] == "[" else value > low
         return bool(above_low and (value <= high if interval[-1] == "]" else value < high))
 
-    _each(method, names, inside, f"lie in {interval}")
+    _each(method, names, inside, f"be in {interval}")
 
 
 def rising_epochs(method: Method, name: str) -> None:
