@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class ProtolearnError(ValueError):
@@ -52,3 +55,21 @@ def nearest_names(word: str, names: Iterable[str], most: int = 3) -> str:
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "choose from " + ", ".join(repr(name) for name in known[:40])
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return what a table holds under a name.
+
+    Raises
+    ------
+    UsageError
+        If it holds nothing there; the nearest names are suggested.
+
+    Examples
+    --------
+    >>> look_up("number", "two", {"one": 1, "two": 2})
+    2
+    """
+    if name not in table:
+        raise UsageError(f"no {kind} is called {name!r}: {nearest_names(name, table)}")
+    return table[name]

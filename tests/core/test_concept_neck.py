@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from protolearn.core.necks import ConceptNeck, softmax_attention
+from protolearn.core.concepts import ConceptNeck, softmax_attention
 from protolearn.structures import Tokens
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from protolearn.core.bank import PrototypeBank
-from protolearn.core.distributions import LawKind, MixtureLaw, PrototypeLaw, class_moments, factor_of, make_law
+from protolearn.core.distributions import LawKind, MixtureLaw, PrototypeLaw, make_law
+from protolearn.core.gaussians import class_moments, factor_of
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
 from protolearn.core.model import PrototypeModel

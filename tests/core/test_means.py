@@ -48,14 +48,14 @@ def test_a_pool_starts_on_the_tokens() -> None:
     neck = make_neck("principal", 6, 6)
     model = PrototypeModel(FeatureEncoder(6), neck, bank, squared_l2, head, similarity=LogRatio())
     batches = [(Tokens(values[:20]), torch.zeros(20)), (Tokens(values[20:]), torch.zeros(10))]
-    fit_axes(model, batches)
+    fit_axes(model.neck, batches)
     pool_on_tokens(model, batches, seed=1)
     with torch.no_grad():
         wanted = neck(spots)
     gaps = torch.cdist(wanted, bank.vectors.detach())
     assert gaps.amin(1).max() < 0.05
     model.neck = nn.Identity()
-    fit_axes(model, batches)
+    fit_axes(model.neck, batches)
     few = PrototypeBank(torch.zeros(200, 6), torch.zeros(200, 2))
     model.bank = few
     pool_on_tokens(model, batches, seed=1)

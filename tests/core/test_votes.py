@@ -10,7 +10,8 @@ from torch import Tensor
 
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.measures import cosine, squared_l2
-from protolearn.core.votes import Votes, balance, largest, nearest_rows, vote, vote_weights
+from protolearn.core.neighbours import largest, nearest_rows
+from protolearn.core.votes import Votes, balance, vote, vote_weights
 
 
 def scores(rows: int = 4, count: int = 9, seed: int = 0) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from protolearn.core.decoders import FeatureDecoder, make_coding
-from protolearn.core.necks import PrincipalAxes, fit_axes
+from protolearn.core.necks import PrincipalAxes
+from protolearn.core.starts import fit_axes
 from protolearn.encoders import ConvAutoencoder, FeatureEncoder, make_encoder
 from protolearn.errors import UsageError
 from protolearn.structures import Tokens
@@ -62,10 +63,10 @@ def test_features_are_averaged_coded_and_decoded() -> None:
     mask[:, 3:] = False
     tokens = Tokens(values, mask=mask)
     coding = make_coding(encoder, 4, axes=7)
-    fit_axes(coding.neck, [tokens])
+    fit_axes(coding.neck, [(tokens, torch.zeros(6))])
     axes = next(m for m in coding.neck.modules() if isinstance(m, PrincipalAxes))
     before = axes.axes.clone()
-    fit_axes(coding.neck, [Tokens(torch.rand(6, 1, 20))])
+    fit_axes(coding.neck, [(Tokens(torch.rand(6, 1, 20)), torch.zeros(6))])
     assert torch.equal(axes.axes, before), "fitted once: a decoder has learned on them"
     coded = coding.neck.on_tokens(tokens)  # type: ignore[operator]
     assert coded.values.shape == (6, 1, 4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from protolearn.core.measures import cosine, dot, get_measure, squared_l2
-from protolearn.core.votes import neighbour_probabilities
+from protolearn.core.neighbours import neighbour_probabilities
 from protolearn.encoders.search import nearest_cases
 from protolearn.errors import MissingExtra, UsageError
 

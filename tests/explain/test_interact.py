@@ -22,18 +22,10 @@ from protolearn.core.similarities import LogRatio, Negative
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError
+from protolearn.explain.edits import Edit, Interaction, read_log, write_log
 from protolearn.explain.explain import explain
 from protolearn.explain.groups import by_group
-from protolearn.explain.interact import (
-    Edit,
-    Interaction,
-    corrected,
-    interact,
-    read_log,
-    touched_places,
-    typical_evidence,
-    write_log,
-)
+from protolearn.explain.interact import corrected, interact, touched_places, typical_evidence
 from protolearn.methods import get_method
 from protolearn.structures import Box, Tokens
 

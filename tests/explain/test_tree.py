@@ -15,7 +15,8 @@ from PIL import Image
 from protolearn.core.model import PrototypeModel
 from protolearn.core.trees import TreeHead
 from protolearn.errors import UsageError
-from protolearn.explain.tree import compare_routings, routes, save_tree, tree_scene
+from protolearn.explain.tree import compare_routings, routes
+from protolearn.explain.tree_picture import save_tree, tree_scene
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -113,6 +114,6 @@ def test_what_cannot_be_drawn_is_refused(
         save_tree(model, tmp_path / "tree.svg", index=1)
     with pytest.raises(UsageError, match="depth"):
         save_tree(model, tmp_path / "tree.svg", depth=0)
-    monkeypatch.setattr("protolearn.explain.tree.MOST_PIXELS", 10)
+    monkeypatch.setattr("protolearn.explain.tree_picture.MOST_PIXELS", 10)
     with pytest.raises(UsageError, match=r"draw it as \.svg"):
         save_tree(model, tmp_path / "tree.png")

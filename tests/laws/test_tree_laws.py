@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protolearn.core.trees import TreeHead, complete_tree, leaf_rule, levels_of, responsibilities, route
+from protolearn.core.routing import complete_tree, leaf_rule, levels_of, responsibilities, route
+from protolearn.core.trees import TreeHead
 from protolearn.errors import UsageError
 
 depths = st.integers(1, 5)

@@ -21,9 +21,10 @@ from protolearn.core.model import PrototypeModel
 from protolearn.data import Cases, Concepts, Preprocess, arrays, digits, with_concepts
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import UsageError
+from protolearn.explain.edits import Interaction
 from protolearn.explain.explain import explain
 from protolearn.explain.groups import by_group
-from protolearn.explain.interact import Interaction, interact
+from protolearn.explain.interact import interact
 from protolearn.methods import get_method, make_method
 from protolearn.objectives.soft_triple import group_similarity
 from protolearn.structures import Output, Tokens

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from protolearn.core.distributions import FullLaw, class_moments
+from protolearn.core.distributions import FullLaw
+from protolearn.core.gaussians import class_moments
 from protolearn.core.method import Initialise, Project, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.core.sampling import calibrate_refusal, decoded_spread, predictive

@@ -12,13 +12,14 @@ from torch.nn import functional as F
 
 from protolearn.audit.compatibility import average_accuracy, average_compatibility
 from protolearn.core.distances import get_distance, mahalanobis, symmetric_matrix
-from protolearn.core.gathering import TriangularMap
+from protolearn.core.gathering import TriangularMap, centred_unit
 from protolearn.core.measures import Distance, dot, squared_l2
 from protolearn.core.moments import TokenMoments, cross_covariance
+from protolearn.core.neighbours import nearest_rows, neighbour_probabilities
 from protolearn.core.similarities import NegativeLog
 from protolearn.core.simplex import simplex
 from protolearn.core.statistics import ClassStatistics, linear_form
-from protolearn.core.votes import Votes, centred_unit, nearest_rows, neighbour_probabilities, vote, vote_weights
+from protolearn.core.votes import Votes, vote, vote_weights
 from protolearn.encoders import FeatureEncoder
 from protolearn.methods import get_method
 from protolearn.objectives.classification import cross_entropy

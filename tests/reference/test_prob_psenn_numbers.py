@@ -10,14 +10,8 @@ import torch
 from torch import Tensor
 
 from protolearn.core.bank import PrototypeBank
-from protolearn.core.distributions import (
-    DiagonalLaw,
-    FullLaw,
-    class_moments,
-    diagonal_log_density,
-    full_log_density,
-    gaussian_samples,
-)
+from protolearn.core.distributions import DiagonalLaw, FullLaw
+from protolearn.core.gaussians import class_moments, diagonal_log_density, full_log_density, gaussian_samples
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
 from protolearn.core.sampling import sampled_evidence

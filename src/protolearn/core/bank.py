@@ -174,6 +174,10 @@ class PrototypeBank(nn.Module):
         owned = (self.ownership.T > 0)[labels.clamp_min(0)]
         return owned & self.usable & (labels >= 0).unsqueeze(1)
 
+    def others(self, labels: Tensor) -> Tensor:
+        """Return ``(B, P)`` bool: usable prototypes that the class of each label does not own; nothing for -1."""
+        return ~self.owned_by(labels) & self.usable & (labels >= 0).unsqueeze(1)
+
     def rows(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Return the row of each id.
 

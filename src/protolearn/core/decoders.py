@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from protolearn.core.necks import DrawnCode, PrincipalAxes, WholeInput, whole_input
+from protolearn.core.gathering import DrawnCode, WholeInput, whole_input
+from protolearn.core.necks import PrincipalAxes
 from protolearn.structures import Tokens
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def make_coding(encoder: Encoder, dim: int, *, axes: int | None = None, drawn: b
     dim : int
         Width of the code where the encoder does not say it.
     axes : int, optional
-        Put features on so many principal axes first (``necks.fit_axes`` fits them), for encoders without decoder.
+        Put features on so many principal axes first (``starts.fit_axes`` fits them), for encoders without decoder.
     drawn : bool
         The code is drawn (a variational autoencoder), by one more linear layer where the encoder makes it.
     seed : int

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from protolearn.core.matching import chunk_rows
 from protolearn.core.measures import Compare, Distance, Product, squared_l2
-from protolearn.errors import UsageError, nearest_names
+from protolearn.errors import UsageError, look_up
 
 _TINY = 1e-30
 
@@ -250,9 +250,7 @@ def get_distance(name: str) -> Distance:
     >>> get_distance("canberra").paired(torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0]))
     tensor(0.5000)
     """
-    if name not in DISTANCES:
-        raise UsageError(f"no distance is called {name!r}: {nearest_names(name, DISTANCES)}")
-    return DISTANCES[name]
+    return look_up("distance", name, DISTANCES)
 
 
 # -- Mahalanobis: Euclid's distance after a linear map ---------------------------------------------------------------

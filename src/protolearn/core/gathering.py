@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from protolearn.core.necks import whole_input
 from protolearn.structures import Tokens
 
 
@@ -21,6 +20,24 @@ class Gathering(nn.Module, ABC):
     def forward(self, values: Tensor) -> Tensor:
         """Return the values of :meth:`on_tokens` for bare values ``(B, S, D)``."""
         return self.on_tokens(Tokens(values)).values
+
+
+def whole_input(tokens: Tokens) -> Tokens:
+    """Return one token an input, the mean over its real positions, whose place is all of it; without any it is 0.
+
+    Examples
+    --------
+    >>> whole_input(Tokens(torch.tensor([[[1.0], [3.0]]]), grid=(2,))).values
+    tensor([[[2.]]])
+    """
+    grid = None if tokens.grid is None else (1,) * len(tokens.grid)
+    values = tokens.values
+    if tokens.mask is None:
+        mean = values.mean(1, keepdim=True)
+    else:
+        real = tokens.mask.unsqueeze(-1)
+        mean = values.masked_fill(~real, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+    return tokens.replace(values=mean, mask=None, grid=grid, window=1)
 
 
 def summarise(tokens: Tokens) -> Tensor:
@@ -38,8 +55,31 @@ def summarise(tokens: Tokens) -> Tensor:
     return whole_input(tokens).values[:, 0]
 
 
-class Pooled(Gathering):
-    """One token for the whole input: :func:`summarise`, then layers.
+class WholeInput(Gathering):
+    """One token for the whole input: the mean of its tokens, then layers.
+
+    Examples
+    --------
+    >>> WholeInput(nn.Linear(4, 2)).on_tokens(Tokens(torch.zeros(3, 49, 4))).values.shape
+    torch.Size([3, 1, 2])
+    """
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def gather(self, tokens: Tokens) -> Tokens:
+        """Return the one token before the layers."""
+        return whole_input(tokens)
+
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return ``(B, 1, D)``."""
+        whole = self.gather(tokens)
+        return whole.replace(values=self.layers(whole.values))
+
+
+class Pooled(WholeInput):
+    """As :class:`WholeInput`, of the encoder's summary where it gives one; see :func:`summarise`.
 
     The result keeps the vector before the layers as its summary; it has no place, as it is the whole input.
 
@@ -49,14 +89,35 @@ class Pooled(Gathering):
     torch.Size([2, 1, 3])
     """
 
-    def __init__(self, layers: nn.Module) -> None:
+    def gather(self, tokens: Tokens) -> Tokens:
+        """Return the one token before the layers."""
+        whole = summarise(tokens)
+        return Tokens(whole.unsqueeze(1), summary=whole)
+
+
+class DrawnCode(Gathering):
+    """Take half of what a neck gives for the mean of a code and half for its log variance, and draw the code.
+
+    In eval mode the code is its mean. Both are kept in the tokens' extras, as ``mean`` and ``log_variance``. Noise
+    comes from torch's global generator, which the training loops seed.
+
+    Examples
+    --------
+    >>> DrawnCode(WholeInput(nn.Linear(4, 6))).eval().on_tokens(Tokens(torch.zeros(3, 49, 4))).values.shape
+    torch.Size([3, 1, 3])
+    """
+
+    def __init__(self, inner: WholeInput) -> None:
         super().__init__()
-        self.layers = layers
+        self.inner = inner
 
     def on_tokens(self, tokens: Tokens) -> Tokens:
-        """Return ``(B, 1, D)``."""
-        whole = summarise(tokens)
-        return Tokens(self.layers(whole).unsqueeze(1), summary=whole)
+        """Return tokens of half the width."""
+        moments = self.inner.on_tokens(tokens)
+        mean, log_variance = moments.values.chunk(2, dim=-1)
+        drawn = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
+        extras = {**tokens.extras, "mean": mean, "log_variance": log_variance}
+        return moments.replace(values=drawn, extras=extras)
 
 
 class Scaled(nn.Module):
@@ -83,6 +144,11 @@ class Scaled(nn.Module):
         return (values - self.centre) / self.scale
 
 
+def centred_unit(values: Tensor, mean: Tensor) -> Tensor:
+    """Return values less a mean, scaled to unit length."""
+    return nn.functional.normalize(values - mean, dim=-1)
+
+
 class CentredUnit(nn.Module):
     """Take a fixed mean off, 0 at first, and scale to unit length."""
 
@@ -94,7 +160,7 @@ class CentredUnit(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return ``(..., D)``."""
-        return nn.functional.normalize(values - self.mean, dim=-1)
+        return centred_unit(values, self.mean)
 
 
 class DiagonalMap(nn.Module):

@@ -81,7 +81,30 @@ class Head(nn.Module, ABC):
         """Bring the weights back to where they may be, after a step of the optimiser."""
 
 
-class LinearEvidence(Head):
+class WeighedEvidence(Head):
+    """``logits = evidence @ weight.T + bias``, the weights ``(C, P)`` learned or not."""
+
+    weight: Tensor
+    bias: nn.Parameter | None
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Return logits ``(B, C)``."""
+        return nn.functional.linear(evidence, self.weight, self.bias)
+
+    def contributions(self, evidence: Tensor) -> Tensor:
+        """Return evidence times weight, ``(B, C, P)``."""
+        return evidence.unsqueeze(1) * self.weight
+
+    def offset(self) -> Tensor:
+        """Return the bias, or zeros."""
+        return self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_to(self, state_dict, prefix, ("weight",))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class LinearEvidence(WeighedEvidence):
     """``logits = evidence @ weight.T + bias``.
 
     Parameters
@@ -132,18 +155,6 @@ class LinearEvidence(Head):
         """
         return cls(torch.where(ownership.T > 0, own, other))
 
-    def forward(self, evidence: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
-        return nn.functional.linear(evidence, self.weight, self.bias)
-
-    def contributions(self, evidence: Tensor) -> Tensor:
-        """Return evidence times weight, ``(B, C, P)``."""
-        return evidence.unsqueeze(1) * self.weight
-
-    def offset(self) -> Tensor:
-        """Return the bias, or zeros."""
-        return self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
-
     def favoured(self) -> Tensor:
         """Return ``(P,)``: the class each prototype speaks for most, whatever class owns it.
 
@@ -157,10 +168,6 @@ class LinearEvidence(Head):
     def keep(self, rows: Tensor) -> None:
         """Keep only these columns of the weight."""
         self.weight = nn.Parameter(self.weight.detach()[:, rows].clone(), requires_grad=self.weight.requires_grad)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        resize_to(self, state_dict, prefix, ("weight",))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ClassSoftmaxEvidence(Head):
@@ -221,7 +228,7 @@ class ClassSoftmaxEvidence(Head):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class FixedEvidence(Head):
+class FixedEvidence(WeighedEvidence):
     """As :class:`LinearEvidence`, with weights that are part of the design and never learned; the bias may be.
 
     Parameters
@@ -237,8 +244,6 @@ class FixedEvidence(Head):
     tensor([[3., 5.]], grad_fn=<AddmmBackward0>)
     """
 
-    weight: Tensor
-
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         if weight.ndim != 2:
@@ -246,25 +251,9 @@ class FixedEvidence(Head):
         self.register_buffer("weight", weight.clone())
         self.bias = None if bias is None else nn.Parameter(bias.clone())
 
-    def forward(self, evidence: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
-        return nn.functional.linear(evidence, self.weight, self.bias)
-
-    def contributions(self, evidence: Tensor) -> Tensor:
-        """Return evidence times weight, ``(B, C, P)``."""
-        return evidence.unsqueeze(1) * self.weight
-
-    def offset(self) -> Tensor:
-        """Return the bias, or zeros."""
-        return self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
-
     def keep(self, rows: Tensor) -> None:
         """Keep only these columns of the weight."""
         self.weight = self.weight[:, rows].clone()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        resize_to(self, state_dict, prefix, ("weight",))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class NearestOfClass(Head):

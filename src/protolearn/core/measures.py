@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protolearn.errors import UsageError, nearest_names
+from protolearn.errors import look_up
 
 Compare = Callable[[Tensor, Tensor], Tensor]
 Factor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -241,6 +241,4 @@ def get_measure(name: str) -> Measure:
     >>> get_measure("squared_l2").paired(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0]))
     tensor(25.)
     """
-    if name not in MEASURES:
-        raise UsageError(f"no measure is called {name!r}: {nearest_names(name, MEASURES)}")
-    return MEASURES[name]
+    return look_up("measure", name, MEASURES)

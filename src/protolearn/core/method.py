@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from protolearn.core.encoder import Encoder
-from protolearn.errors import UsageError, nearest_names
+from protolearn.core.settings import one_of_its_choices
+from protolearn.errors import UsageError, look_up, nearest_names
 from protolearn.structures import Output, Source, Tokens
 
 if TYPE_CHECKING:
@@ -239,6 +240,10 @@ class Method(ABC):
     verified: ClassVar[str]
     recipes: ClassVar[Mapping[str, Recipe]] = {}
 
+    def __post_init__(self) -> None:
+        """Refuse impossible settings: here a value that its setting's type does not list; a page adds its own."""
+        one_of_its_choices(self)
+
     @abstractmethod
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model for this many classes; ``seed`` is the source of its initial weights."""
@@ -331,9 +336,7 @@ def make_method(settings: Mapping[str, Any]) -> Method:
     """
     values = dict(settings)
     slug = str(values.pop("method", ""))
-    if slug not in _METHODS:
-        raise UsageError(f"no method is called {slug!r}: {nearest_names(slug, _METHODS)}")
-    cls = _METHODS[slug]
+    cls = look_up("method", slug, _METHODS)
     names = [f.name for f in dataclasses.fields(cls)]
     for name in values:
         if name not in names:

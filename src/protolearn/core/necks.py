@@ -1,6 +1,7 @@
 """The layers between encoder and prototypes, acting on each token by itself: ``(..., D_in) -> (..., D)``.
 
-Necks with ``on_tokens`` make tokens of tokens instead: the input as a whole, and codes that are drawn.
+Necks that make tokens of tokens instead have ``on_tokens``: :class:`Finer` here, and those of
+:mod:`~protolearn.core.gathering` and :mod:`~protolearn.core.concepts`.
 """
 
 from __future__ import annotations
@@ -65,26 +66,6 @@ def make_neck(
     return nn.Sequential(*layers, nn.Sigmoid())
 
 
-def channel_neck(dim_in: int, count: int = 0, *, generator: torch.Generator | None = None) -> nn.Sequential:
-    """Return a softmax over channels, so that a channel is a prototype and a token says which one it shows.
-
-    Source: PIP-Net (Nauta et al., CVPR 2023). With ``count`` a linear layer (Xavier uniform, zero bias) makes so many
-    channels first; without it the encoder's own channels are the prototypes.
-
-    Examples
-    --------
-    >>> channel_neck(32, 8)(torch.zeros(2, 49, 32)).sum(-1).unique().tolist()
-    [1.0]
-    """
-    layers: list[nn.Module] = []
-    if count:
-        layer = nn.Linear(dim_in, count)
-        nn.init.xavier_uniform_(layer.weight, generator=generator)
-        nn.init.zeros_(layer.bias)
-        layers.append(layer)
-    return nn.Sequential(*layers, nn.Softmax(-1))
-
-
 def one_layer(
     dim_in: int, dim: int, *, bias: bool = True, xavier: bool = False, generator: torch.Generator | None = None
 ) -> nn.Sequential:
@@ -114,6 +95,20 @@ def one_layer(
     if bias:
         nn.init.zeros_(layer.bias)
     return nn.Sequential(layer, nn.Sigmoid())
+
+
+def uniform_linear(dim_in: int, dim: int, *, bias: bool = True, generator: torch.Generator | None = None) -> nn.Linear:
+    """Return a linear layer that starts as PyTorch's own do, uniform within ``1 / sqrt(dim_in)``, from a generator.
+
+    Examples
+    --------
+    >>> bool(uniform_linear(16, 3).weight.abs().max() <= 0.25)
+    True
+    """
+    layer, bound = nn.Linear(dim_in, dim, bias=bias), dim_in**-0.5
+    for values in layer.parameters():
+        nn.init.uniform_(values, -bound, bound, generator=generator)
+    return layer
 
 
 def _halving(dim_in: int, dim: int) -> list[tuple[int, int]]:
@@ -233,141 +228,3 @@ class PrincipalAxes(nn.Module):
         self.mean.copy_(mean)
         self.axes.copy_(chosen)
         self.scale.copy_(spread.sqrt())
-
-
-def whole_input(tokens: Tokens) -> Tokens:
-    """Return one token an input, the mean over its real positions, whose place is all of it; without any it is 0.
-
-    Examples
-    --------
-    >>> whole_input(Tokens(torch.tensor([[[1.0], [3.0]]]), grid=(2,))).values
-    tensor([[[2.]]])
-    """
-    grid = None if tokens.grid is None else (1,) * len(tokens.grid)
-    values = tokens.values
-    if tokens.mask is None:
-        mean = values.mean(1, keepdim=True)
-    else:
-        real = tokens.mask.unsqueeze(-1)
-        mean = values.masked_fill(~real, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
-    return tokens.replace(values=mean, mask=None, grid=grid, window=1)
-
-
-class WholeInput(nn.Module):
-    """Take the input as a whole: the mean of its tokens, then some layers.
-
-    Examples
-    --------
-    >>> WholeInput(nn.Linear(4, 2)).on_tokens(Tokens(torch.zeros(3, 49, 4))).values.shape
-    torch.Size([3, 1, 2])
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def on_tokens(self, tokens: Tokens) -> Tokens:
-        """Return one token an input."""
-        whole = whole_input(tokens)
-        return whole.replace(values=self.net(whole.values))
-
-
-class DrawnCode(nn.Module):
-    """Take half of what a neck gives for the mean of a code and half for its log variance, and draw the code.
-
-    In eval mode the code is its mean. Both are kept in the tokens' extras, as ``mean`` and ``log_variance``. Noise
-    comes from torch's global generator, which the training loops seed.
-
-    Examples
-    --------
-    >>> DrawnCode(WholeInput(nn.Linear(4, 6))).eval().on_tokens(Tokens(torch.zeros(3, 49, 4))).values.shape
-    torch.Size([3, 1, 3])
-    """
-
-    def __init__(self, inner: WholeInput) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def on_tokens(self, tokens: Tokens) -> Tokens:
-        """Return tokens of half the width."""
-        moments = self.inner.on_tokens(tokens)
-        mean, log_variance = moments.values.chunk(2, dim=-1)
-        drawn = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
-        extras = {**tokens.extras, "mean": mean, "log_variance": log_variance}
-        return moments.replace(values=drawn, extras=extras)
-
-
-def fit_axes(neck: nn.Module, batches: Iterable[Tokens]) -> None:
-    """Fit the principal axes of a neck to whole inputs, given as the encoder's tokens; once, and none is no error."""
-    for module in neck.modules():
-        if isinstance(module, PrincipalAxes) and not module.fitted:
-            module.fit(whole_input(tokens) for tokens in batches)
-
-
-class ConceptNeck(nn.Module):
-    """A projector, and beside it a map of scores for each of K concepts made of the same tokens.
-
-    The maps are kept in the tokens' ``extras`` as ``concept_maps (B, S, K)``, and as ``concept_vectors (B, K, D)`` what
-    the projector makes of the tokens' mean under a softmax over positions of each map. No gradient flows from the
-    vectors into the maps: the maps are learned from concept labels alone.
-
-    Parameters
-    ----------
-    project : Module
-        ``(..., D_in) -> (..., D)``.
-    maps : Module
-        ``(..., D_in) -> (..., K)``.
-    temperature : float
-        Of the softmax: small = the places with the highest scores alone, large = everywhere alike.
-
-    Examples
-    --------
-    >>> neck = ConceptNeck(nn.Linear(3, 2), nn.Linear(3, 4))
-    >>> found = neck.on_tokens(Tokens(torch.zeros(1, 5, 3)))
-    >>> found.values.shape, found.extras["concept_maps"].shape, found.extras["concept_vectors"].shape
-    (torch.Size([1, 5, 2]), torch.Size([1, 5, 4]), torch.Size([1, 4, 2]))
-    """
-
-    def __init__(self, project: nn.Module, maps: nn.Module, temperature: float = 1.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        self.project, self.maps, self.temperature = project, maps, temperature
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return ``(..., D)``."""
-        projected: Tensor = self.project(values)
-        return projected
-
-    def on_tokens(self, tokens: Tokens) -> Tokens:
-        """Return the projected tokens with maps and vectors in ``extras``."""
-        maps = self.maps(tokens.values)
-        mean = softmax_attention(tokens.values, maps.detach() / self.temperature, tokens.mask)
-        extras = {**tokens.extras, "concept_maps": maps, "concept_vectors": self.project(mean)}
-        return tokens.replace(values=self.project(tokens.values), extras=extras)
-
-
-def softmax_attention(values: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return ``(B, K, D)``: the mean of the tokens of a case, weighted K times by a softmax of scores over positions.
-
-    Parameters
-    ----------
-    values : Tensor
-        ``(B, S, D)``.
-    scores : Tensor
-        ``(B, S, K)``.
-    mask : Tensor, optional
-        ``(B, S)`` bool, True = real. A case without a real position gives zeros.
-
-    Examples
-    --------
-    >>> softmax_attention(torch.tensor([[[1.0], [3.0]]]), torch.tensor([[[0.0], [0.0]]]))
-    tensor([[[2.]]])
-    """
-    if values.shape[:2] != scores.shape[:2]:
-        raise ValueError(f"tokens {tuple(values.shape)} and scores {tuple(scores.shape)} do not fit")
-    if mask is not None:
-        real = mask.unsqueeze(-1)
-        scores = scores.masked_fill(~real, float("-inf")).masked_fill(~mask.any(1)[:, None, None], 0.0)
-        values = values.masked_fill(~real, 0.0)
-    return scores.softmax(1).transpose(1, 2) @ values

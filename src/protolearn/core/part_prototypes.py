@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Phase, Project, Train
+from protolearn.core.method import Coefficients, Initialise, Method, Phase, Project, Train, TrainingTokens
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind, make_neck
+from protolearn.core.settings import at_least, rates_of, rising_epochs
 from protolearn.core.similarities import LogRatio
-from protolearn.core.starts import fit_axes, real_values
-from protolearn.core.updates import k_means
-from protolearn.structures import Tokens
-
-
-def part_model(
-    encoder: Encoder,
-    classes: int,
-    *,
-    prototypes_per_class: int,
-    dim: int,
-    neck: NeckKind = "regular",
-    axes: int = 256,
-    eps: float = 1e-4,
-    seed: int = 0,
-) -> PrototypeModel:
-    """Return a model whose logits are weighed log-ratio similarities of each class's own parts.
-
-    Source: ProtoPNet (Chen et al., 2019): squared distance, ``log((d + 1) / (d + eps))``, a last layer that starts at 1
-    for the own class and -0.5 for the others, without bias.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    layers = make_neck(neck, encoder.dim, dim, axes=axes, generator=draw)
-    bank = PrototypeBank.per_class(classes, prototypes_per_class, dim, generator=draw)
-    head = LinearEvidence.from_ownership(bank.ownership, own=1.0, other=-0.5)
-    return PrototypeModel(encoder, layers, bank, squared_l2, head, similarity=LogRatio(eps))
-
-
-@torch.no_grad()
-def start_from_tokens(
-    model: PrototypeModel,
-    batches: Iterable[tuple[Tokens, Tensor]],
-    seed: int,
-    *,
-    prototypes: Literal["uniform", "k_means"] = "k_means",
-    directions: bool = False,
-) -> None:
-    """Fit a principal neck, if there is one; then put each class's prototypes on k-means centres of its own tokens.
-
-    With ``uniform`` prototypes stay where they are. A class with fewer tokens than prototypes keeps its own. With
-    ``directions`` tokens are brought to unit length before they are clustered.
-    """
-    fit_axes(model, batches)
-    if prototypes == "uniform":
-        return
-    draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
-    for label in range(model.bank.classes):
-        own = torch.cat([real_values(model.embed(tokens.part(labels == label))) for tokens, labels in batches])
-        own = nn.functional.normalize(own, dim=1) if directions else own
-        rows = (owner == label).nonzero().squeeze(1)
-        if len(own) >= len(rows):
-            model.bank.vectors[rows] = k_means(own, len(rows), generator=draw).centres
-    model.bank.constrain()
+from protolearn.core.starts import start_from_tokens
 
 
 def interrupted_by_projection(
@@ -113,3 +61,72 @@ def interrupted_by_projection(
         if last == "each" or epoch == project_at[-1]:
             plan += [last_layer]
     return plan
+
+
+class PartMethod(Method):
+    """A method whose classes own parts: warm epochs, joint ones with projections between them, the last layer alone.
+
+    What is named here are settings that a page declares with its paper's values. Model and loss are the page's.
+    """
+
+    prototypes_per_class: int
+    dim: int
+    neck: NeckKind
+    axes: int
+    start: Literal["uniform", "k_means"]
+    warm_epochs: int
+    project_at: tuple[int, ...]
+    last_layer: Literal["each", "final"]
+    last_layer_epochs: int
+    encoder_rate: float | None
+    neck_rate: float
+    prototype_rate: float
+    head_rate: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        super().__post_init__()
+        at_least(self, 1, "prototypes_per_class", "dim")
+        rising_epochs(self, "project_at")
+
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
+        """Fit the principal axes; then put each class's prototypes on the k-means centres of its own tokens."""
+        start_from_tokens(model, batches, seed, prototypes=self.start)
+
+    def warm_joint_last(
+        self, *, weights: Coefficients | tuple[Coefficients, ...] | None = None, **joint: Any
+    ) -> list[Phase]:
+        """Return the schedule: warm with the encoder frozen, then joint up to each of ``project_at``.
+
+        Parameters
+        ----------
+        weights : mapping, or tuple of mappings, optional
+            Of every training, see :class:`~protolearn.core.method.Train`.
+        **joint
+            More of the joint training: how its rates fall, and so on.
+        """
+        rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate}
+        decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
+        joint_rates = rates_of(encoder=self.encoder_rate, **rates)
+        return interrupted_by_projection(
+            Train("warm", self.warm_epochs, rates, decay, weights=weights),
+            Train("joint", 1, joint_rates, decay, weights=weights, **joint),
+            Train("last_layer", self.last_layer_epochs, {"head": self.head_rate}, weights=weights),
+            self.project_at,
+            last=self.last_layer,
+            initialise=self.neck == "principal" or self.start != "uniform",
+        )
+
+
+def part_model(method: PartMethod, encoder: Encoder, classes: int, seed: int, *, eps: float) -> PrototypeModel:
+    """Return a model whose logits are weighed log-ratio similarities of each class's own parts.
+
+    Source: ProtoPNet (Chen et al., 2019): squared distance, ``log((d + 1) / (d + eps))``, a last layer that starts at 1
+    for the own class and -0.5 for the others, without bias.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    neck = make_neck(method.neck, encoder.dim, method.dim, axes=method.axes, generator=draw)
+    bank = PrototypeBank.per_class(classes, method.prototypes_per_class, method.dim, generator=draw)
+    head = LinearEvidence.from_ownership(bank.ownership, own=1.0, other=-0.5)
+    return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=LogRatio(eps))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.gaussians import softplus_inverse
 from protolearn.core.heads import resize_to
 from protolearn.errors import UsageError
 
@@ -215,7 +216,7 @@ class RadialBasis(PerPrototype):
     @torch.no_grad()
     def reset(self, width: Tensor) -> None:
         """Set the widths."""
-        self.raw.copy_(width + (-torch.expm1(-width)).log())  # the inverse of softplus
+        self.raw.copy_(softplus_inverse(width))
 
     @property
     def width(self) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.gathering import WholeInput
 from protolearn.core.measures import squared_l2
 from protolearn.core.necks import PrincipalAxes
 from protolearn.core.updates import k_means
@@ -26,10 +27,65 @@ def real_values(tokens: Tokens) -> Tensor:
 
 
 @torch.no_grad()
-def fit_axes(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]]) -> None:
-    """Fit the principal axes that a neck begins with, if it does."""
-    if isinstance(model.neck, nn.Sequential) and len(model.neck) and isinstance(model.neck[0], PrincipalAxes):
-        model.neck[0].fit(tokens for tokens, _ in batches)
+def fit_axes(neck: nn.Module, batches: Iterable[tuple[Tokens, Tensor]]) -> None:
+    """Fit the principal axes in a neck to what it makes them of, tokens or whole inputs; once, and none is no error."""
+    whole = next((module for module in neck.modules() if isinstance(module, WholeInput)), None)
+    for module in neck.modules():
+        if isinstance(module, PrincipalAxes) and not module.fitted:
+            module.fit(tokens if whole is None else whole.gather(tokens) for tokens, _ in batches)
+
+
+@torch.no_grad()
+def labelled_tokens(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return all embedded tokens ``(N, D)``, without padding, and ``(N,)`` the label of the case of each."""
+    seen = [(model.embed(tokens), labels) for tokens, labels in batches]
+    owner = [labels.unsqueeze(1).expand(tokens.values.shape[:2]) for tokens, labels in seen]
+    real = [
+        rows.flatten() if tokens.mask is None else rows[tokens.mask]
+        for (tokens, _), rows in zip(seen, owner, strict=True)
+    ]
+    return torch.cat([real_values(tokens) for tokens, _ in seen]), torch.cat(real)
+
+
+@torch.no_grad()
+def tokens_of_class(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], label: int) -> Tensor:
+    """Return the embedded tokens ``(N, D)`` of the cases of one class; only those are embedded."""
+    return torch.cat([real_values(model.embed(tokens.part(labels == label))) for tokens, labels in batches])
+
+
+@torch.no_grad()
+def start_pool(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int, *, prototypes: str) -> None:
+    """Fit a principal neck, if there is one; with ``k_means`` put all prototypes on centres of all tokens."""
+    fit_axes(model.neck, batches)
+    if prototypes == "k_means":
+        pool_on_tokens(model, batches, seed)
+
+
+@torch.no_grad()
+def start_from_tokens(
+    model: PrototypeModel,
+    batches: Iterable[tuple[Tokens, Tensor]],
+    seed: int,
+    *,
+    prototypes: Literal["uniform", "k_means"] = "k_means",
+    directions: bool = False,
+) -> None:
+    """Fit a principal neck, if there is one; then put each class's prototypes on k-means centres of its own tokens.
+
+    With ``uniform`` prototypes stay where they are. A class with fewer tokens than prototypes keeps its own. With
+    ``directions`` tokens are brought to unit length before they are clustered.
+    """
+    fit_axes(model.neck, batches)
+    if prototypes == "uniform":
+        return
+    draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
+    for label in range(model.bank.classes):
+        own = tokens_of_class(model, batches, label)
+        own = nn.functional.normalize(own, dim=1) if directions else own
+        rows = (owner == label).nonzero().squeeze(1)
+        if len(own) >= len(rows):
+            model.bank.vectors[rows] = k_means(own, len(rows), generator=draw).centres
+    model.bank.constrain()
 
 
 @torch.no_grad()
@@ -38,10 +94,7 @@ def pool_on_tokens(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor
 
     Left as they are where there are fewer tokens than prototypes.
     """
-    every, draw = (
-        torch.cat([real_values(model.embed(tokens)) for tokens, _ in batches]),
-        torch.Generator().manual_seed(seed),
-    )
+    every, draw = labelled_tokens(model, batches)[0], torch.Generator().manual_seed(seed)
     if len(every) > MOST_TOKENS:
         every = every[torch.randperm(len(every), generator=draw)[:MOST_TOKENS].to(every.device)]
     if len(every) >= len(model.bank):
@@ -94,18 +147,13 @@ def start_on_classes(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tens
     """
     draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
     for label in range(model.bank.classes):
-        own = [_real(model.embed(tokens), labels == label) for tokens, labels in batches]
+        own = [real_values(model.embed(tokens).part(labels == label)) for tokens, labels in batches]
         rows, tokens = (owner == label).nonzero().squeeze(1), torch.cat(own)
         if len(rows) == 0:
             continue
         centres = class_centres(tokens, len(rows), generator=draw) if len(tokens) else tokens
         model.bank.vectors[rows[: len(centres)]] = centres.to(model.bank.vectors)
         model.bank.active[rows[len(centres) :]] = False
-
-
-def _real(tokens: Tokens, chosen: Tensor) -> Tensor:
-    values = tokens.values[chosen]
-    return values.flatten(0, 1) if tokens.mask is None else values[tokens.mask[chosen]]
 
 
 @torch.no_grad()

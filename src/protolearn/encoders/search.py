@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protolearn.core.measures import Measure
-from protolearn.core.votes import nearest_rows
+from protolearn.core.neighbours import nearest_rows
 from protolearn.errors import MissingExtra, UsageError
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from protolearn.explain.characteristics import global_characteristics, local_characteristics
 from protolearn.explain.draw import Painter, explanation_picture
+from protolearn.explain.edits import Interaction
 from protolearn.explain.explain import contrast, explain, explain_each, explanation_dict, write_explanations
 from protolearn.explain.groups import by_group, group_names
-from protolearn.explain.interact import Interaction, interact, typical_evidence
+from protolearn.explain.interact import interact, typical_evidence
 from protolearn.explain.passes import PictureList
 from protolearn.explain.perturb import perturbation
 from protolearn.explain.report import report

@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional as F
 
-from protolearn.errors import UsageError, nearest_names
+from protolearn.errors import UsageError, look_up
 from protolearn.explain.passes import CaseList
 
 Alteration = Callable[[Image.Image, float, np.random.Generator], Image.Image]
@@ -70,9 +70,7 @@ def perturbation(name: str) -> Perturbation:
     >>> perturbation("hue")(grey).getpixel((0, 0))
     (90, 90, 90)
     """
-    if name not in PERTURBATIONS:
-        raise UsageError(f"no alteration is called {name!r}: {nearest_names(name, PERTURBATIONS)}")
-    return PERTURBATIONS[name]
+    return look_up("alteration", name, PERTURBATIONS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 from protolearn.core.method import Method, make_method, registered
-from protolearn.errors import UsageError, nearest_names
+from protolearn.errors import look_up
 
 __all__ = ["get_method", "list_methods", "make_method"]
 
@@ -33,7 +33,4 @@ def get_method(slug: str) -> type[Method]:
     UsageError
         If there is none; the nearest names are suggested.
     """
-    methods = registered()
-    if slug not in methods:
-        raise UsageError(f"no method is called {slug!r}: {nearest_names(slug, methods)}")
-    return methods[slug]
+    return look_up("method", slug, registered())

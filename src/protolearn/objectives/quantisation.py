@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from protolearn.structures import Output
+
 Transfer = Literal["identity", "sigmoid"]
 
 
@@ -82,6 +84,12 @@ class Slopes(NamedTuple):
     cost: Tensor
     own: Tensor
     other: Tensor
+
+
+def quantisation_of(out: Output, labels: Tensor, transfer: Transfer = "identity", sharpness: float = 1.0) -> Tensor:
+    """Return :func:`quantisation` of an output with distances, for labels ``(B,)``, -1 for a case that has none."""
+    assert out.distances is not None, "this cost is one of distances"
+    return quantisation(out.distances, out.bank.owned_by(labels), out.bank.others(labels), transfer, sharpness)
 
 
 def quantisation_slopes(own: Tensor, other: Tensor, transfer: Transfer = "identity", sharpness: float = 1.0) -> Slopes:

@@ -26,17 +26,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from protolearn.core.bank import PrototypeBank, unit_norm
+from protolearn.core.concepts import ConceptNeck
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import cosine
 from protolearn.core.method import Method, Phase, Project, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import ConceptNeck
+from protolearn.core.necks import uniform_linear
 from protolearn.core.pooling import mean_pool
+from protolearn.core.settings import above, at_least, rates_of, require
 from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.concepts import concept_cross_entropy
@@ -95,19 +97,12 @@ class CSR(Method):
     task_epochs: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_concept", "dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"csr: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "scale"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"csr: {name} must be above 0, got {getattr(self, name)}")
-        for name in ("sharpness", "margin"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"csr: {name} must be at least 0, got {getattr(self, name)}")
-        if self.concepts_from not in ("labels", "classes"):
-            raise UsageError(f"csr: concepts_from must be labels or classes, got {self.concepts_from!r}")
-        if len(set(self.concepts)) != len(self.concepts) or not all(self.concepts):
-            raise UsageError(f"csr: concepts must be different names, got {self.concepts}")
+        super().__post_init__()
+        at_least(self, 1, "prototypes_per_concept", "dim")
+        above(self, 0, "temperature", "scale")
+        at_least(self, 0, "sharpness", "margin")
+        different = len(set(self.concepts)) == len(self.concepts) and all(self.concepts)
+        require(self, different, "concepts", "be different names")
 
     def group_names(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the concepts."""
@@ -119,13 +114,14 @@ class CSR(Method):
         if count == 0:
             raise UsageError(f"csr: concepts must name at least one concept, got none: {HOW_TO_LABEL}")
         draw = torch.Generator().manual_seed(seed)
-        neck = ConceptNeck(_linear(encoder.dim, self.dim, draw), _linear(encoder.dim, count, draw), self.temperature)
+        project = uniform_linear(encoder.dim, self.dim, generator=draw)
+        neck = ConceptNeck(project, uniform_linear(encoder.dim, count, generator=draw), self.temperature)
         each = self.prototypes_per_concept
         bank = PrototypeBank(
             torch.randn(count * each, self.dim, generator=draw), torch.zeros(count * each, classes),
             groups=torch.arange(count).repeat_interleave(each), constraint=unit_norm,
         )  # fmt: skip
-        task = _linear(count * each, classes, draw)
+        task = uniform_linear(count * each, classes, generator=draw)
         return PrototypeModel(encoder, neck, bank, cosine, LinearEvidence(task.weight.detach(), task.bias.detach()))
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
@@ -152,9 +148,7 @@ class CSR(Method):
 
     def phases(self) -> list[Phase]:
         """Return the three stages, and the search for each prototype's picture."""
-        first = {"neck": self.concept_rate}
-        if self.encoder_rate is not None:
-            first = {"encoder": self.encoder_rate, **first}
+        first = rates_of(encoder=self.encoder_rate, neck=self.concept_rate)
         decay = dict.fromkeys(("encoder", "neck", "head"), self.weight_decay)
         second = {"neck": self.contrast_rate, "prototypes": self.contrast_rate}
         return [
@@ -177,11 +171,3 @@ class CSR(Method):
                 f"csr: concepts must name the {tuple(known.shape)[1:]} columns of the concept labels, got {count} names"
             )
         return known
-
-
-def _linear(dim_in: int, dim: int, draw: torch.Generator) -> nn.Linear:
-    """Return PyTorch's usual linear layer, drawn from a generator."""
-    layer, bound = nn.Linear(dim_in, dim), dim_in**-0.5
-    for values in (layer.weight, layer.bias):
-        nn.init.uniform_(values, -bound, bound, generator=draw)
-    return layer

@@ -30,6 +30,8 @@ from protolearn.core.heads import FixedEvidence
 from protolearn.core.measures import dot
 from protolearn.core.method import Method, Phase, Project, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
+from protolearn.core.necks import uniform_linear
+from protolearn.core.settings import above, at_least, rates_of, within
 from protolearn.core.simplex import simplex
 from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
@@ -72,13 +74,10 @@ class DSimplex(Method):
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        if self.preallocated < 2:
-            raise UsageError(f"d-simplex: preallocated must be at least 2, got {self.preallocated}")
-        if not 0 <= self.balance <= 1:
-            raise UsageError(f"d-simplex: balance must lie between 0 and 1, got {self.balance}")
-        for name in ("scale", "rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"d-simplex: {name} must be positive, got {getattr(self, name)}")
+        super().__post_init__()
+        at_least(self, 2, "preallocated")
+        within(self, "[0, 1]", "balance")
+        above(self, 0, "scale", "rate")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model: a linear map to K - 1 dimensions (none where the width is right), and the vertices."""
@@ -87,9 +86,8 @@ class DSimplex(Method):
             raise UsageError(f"d-simplex: preallocated must be at least the {classes} classes there are, got {count}")
         layers: nn.Module = nn.Identity()
         if encoder.dim != count - 1:
-            layers = nn.Linear(encoder.dim, count - 1, bias=False)
             draw = torch.Generator().manual_seed(seed)
-            nn.init.kaiming_uniform_(layers.weight, a=5**0.5, generator=draw)
+            layers = uniform_linear(encoder.dim, count - 1, bias=False, generator=draw)
         ownership = torch.zeros(count, classes)
         ownership[count - 1 - torch.arange(classes), torch.arange(classes)] = 1.0
         bank = PrototypeBank(simplex(count), ownership, learned=False)
@@ -119,7 +117,7 @@ class DSimplex(Method):
 
     def phases(self) -> list[Phase]:
         """Return one training, then the search for the case that lies farthest along each vertex."""
-        rates = {"neck": self.rate} if self.encoder_rate is None else {"encoder": self.encoder_rate, "neck": self.rate}
+        rates = rates_of(encoder=self.encoder_rate, neck=self.rate)
         decay = dict.fromkeys(rates, self.weight_decay)
         learn = Train("learn", self.epochs, rates, decay, optimizer="sgd", cosine=True, floor=self.floor)
         return [learn, Project(move=False)]

@@ -19,7 +19,7 @@ is not known to us, and the learning rates are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,9 @@ from protolearn.core.heads import FixedEvidence
 from protolearn.core.measures import squared_l2
 from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
+from protolearn.core.settings import above, at_least, rates_of
 from protolearn.core.similarities import NegativeLog
 from protolearn.core.statistics import ClassStatistics
-from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
 from protolearn.structures import Output
 
@@ -83,13 +83,9 @@ class Harmonic(Method):
     prototype_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.distance not in get_args(DistanceName):
-            raise UsageError(f"harmonic: distance must be one of {get_args(DistanceName)}, got {self.distance!r}")
-        for name in ("exponent", "prototype_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"harmonic: {name} must be positive, got {getattr(self, name)}")
-        if self.epochs < 0 or (self.eps is not None and self.eps < 0):
-            raise UsageError(f"harmonic: epochs and eps must not be negative, got {self.epochs} and {self.eps}")
+        super().__post_init__()
+        above(self, 0, "exponent", "prototype_rate")
+        at_least(self, 0, "epochs", "eps")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model: class vectors as a linear layer starts, uniform within 1 / sqrt(D)."""
@@ -131,10 +127,7 @@ class Harmonic(Method):
 
     def phases(self) -> list[Phase]:
         """Return one training from end to end, then the search for the case nearest to each class vector."""
-        rates = {"prototypes": self.prototype_rate}
-        if self.distance.startswith("mahalanobis"):
-            rates["neck"] = self.prototype_rate
-        if self.encoder_rate is not None:
-            rates["encoder"] = self.encoder_rate
+        mapped = self.prototype_rate if self.distance.startswith("mahalanobis") else None
+        rates = rates_of(encoder=self.encoder_rate, neck=mapped, prototypes=self.prototype_rate)
         start: list[Phase] = [Initialise()] if self.init == "means" else []
         return [*start, Train("learn", self.epochs, rates), Project(move=False)]

@@ -29,9 +29,10 @@ from protolearn.core.gathering import CentredUnit, Pooled, summarise
 from protolearn.core.measures import cosine, squared_l2
 from protolearn.core.method import Initialise, Method, Phase, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
+from protolearn.core.settings import above, at_least, within
 from protolearn.core.similarities import Negative
 from protolearn.core.votes import MixedVotes, vote
-from protolearn.errors import TrainingError, UsageError
+from protolearn.errors import TrainingError
 from protolearn.objectives.votes import focal, hardness, weighted_cross_entropy
 from protolearn.structures import Output
 
@@ -68,18 +69,10 @@ class KnnAugment(Method):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise UsageError(f"knn-augment: k must be at least 1, got {self.k}")
-        if not 0 <= self.coefficient <= 1:
-            raise UsageError(f"knn-augment: coefficient must lie between 0 and 1, got {self.coefficient}")
-        for name in ("temperature", "cap", "gamma", "head_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"knn-augment: {name} must be positive, got {getattr(self, name)}")
-        if self.similarity not in ("l2", "cosine") or self.reweight not in ("log", "focal", "none"):
-            raise UsageError(
-                "knn-augment: similarity must be l2 or cosine and reweight log, focal or none, got "
-                f"{self.similarity!r} and {self.reweight!r}"
-            )
+        super().__post_init__()
+        at_least(self, 1, "k")
+        within(self, "[0, 1]", "coefficient")
+        above(self, 0, "temperature", "cap", "gamma", "head_rate")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model without a case: the classifier decides alone."""

@@ -29,7 +29,7 @@ from protolearn.core.measures import dot
 from protolearn.core.method import Method, Phase, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.moments import Blocks, Centre, TokenMoments
-from protolearn.errors import UsageError
+from protolearn.core.settings import above, at_least, require
 from protolearn.objectives.classification import cross_entropy
 from protolearn.structures import Output
 
@@ -62,15 +62,11 @@ class MomentProbing(Method):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.heads < 2 or self.hidden % self.heads or self.hidden // self.heads < 7:
-            raise UsageError(
-                f"moment-probing: hidden must be heads (>= 2) times a width of at least 7, got {self.hidden} for "
-                f"{self.heads} heads"
-            )
-        if self.centre not in ("channel", "scalar"):
-            raise UsageError(f"moment-probing: centre must be channel or scalar, got {self.centre!r}")
-        if self.epochs < 0 or not self.rate > 0:
-            raise UsageError(f"moment-probing: epochs must be >= 0 and rate > 0, got {self.epochs} and {self.rate}")
+        super().__post_init__()
+        fits = self.heads >= 2 and self.hidden % self.heads == 0 and self.hidden // self.heads >= 7
+        require(self, fits, "hidden", f"be heads (>= 2) times a width of at least 7, for heads = {self.heads}")
+        at_least(self, 0, "epochs")
+        above(self, 0, "rate")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model; both classifiers start as linear layers do."""

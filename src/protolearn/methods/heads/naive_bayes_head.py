@@ -28,9 +28,10 @@ from protolearn.core.heads import FixedEvidence
 from protolearn.core.measures import squared_l2
 from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
+from protolearn.core.settings import at_least
 from protolearn.core.similarities import Negative
 from protolearn.core.statistics import ClassStatistics
-from protolearn.errors import TrainingError, UsageError
+from protolearn.errors import TrainingError
 from protolearn.objectives.classification import cross_entropy
 from protolearn.structures import Output
 
@@ -65,8 +66,8 @@ class NaiveBayesHead(Method):
     relative: bool = True
 
     def __post_init__(self) -> None:
-        if not self.smoothing >= 0:
-            raise UsageError(f"naive-bayes-head: smoothing must not be negative, got {self.smoothing}")
+        super().__post_init__()
+        at_least(self, 0, "smoothing")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model before it has seen a case: random means, unit variance, even priors."""

@@ -34,7 +34,10 @@ from protolearn.core.gathering import Pooled
 from protolearn.core.measures import Measure, cosine, dot, squared_l2
 from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
+from protolearn.core.necks import uniform_linear
+from protolearn.core.settings import at_least, rates_of
 from protolearn.core.similarities import Identity, NegativeRoot, ToSimilarity
+from protolearn.core.starts import labelled_tokens
 from protolearn.core.updates import k_means
 from protolearn.core.votes import Votes, balance, vote, vote_weights
 from protolearn.errors import TrainingError, UsageError
@@ -49,7 +52,6 @@ KERNELS: dict[str, tuple[Measure, ToSimilarity]] = {
     "dot": (dot, Identity()),
     "clip": (cosine, Identity()),  # times a learned scale that starts at 1 / 0.07
 }
-MODES = ("full", "random", "cluster", "cluster_cases", "knn")
 
 FROZEN = Recipe(
     about="a frozen encoder: a learned projection, compared by its direction",
@@ -92,22 +94,15 @@ class NWHead(Method):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("kernel", tuple(KERNELS)), ("mode", MODES), ("environments", ("mixed", "single"))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"nw-head: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("per_class", "shots", "neighbours", "refresh"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"nw-head: {name} must be at least 1, got {getattr(self, name)}")
-        if self.dim is not None and self.dim < 1:
-            raise UsageError(f"nw-head: dim must be at least 1, or none, got {self.dim}")
+        super().__post_init__()
+        at_least(self, 1, "per_class", "shots", "neighbours", "refresh", "dim")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model with one random support a class, until there are real ones."""
         draw = torch.Generator().manual_seed(seed)
         layers: nn.Module = nn.Identity()
         if self.dim is not None:
-            layers = nn.Linear(encoder.dim, self.dim, bias=False)
-            nn.init.kaiming_uniform_(layers.weight, a=5**0.5, generator=draw)
+            layers = uniform_linear(encoder.dim, self.dim, bias=False, generator=draw)
         vectors = torch.rand(classes, self.dim or encoder.dim, generator=draw)
         bank = PrototypeBank(vectors, torch.eye(classes), learned=False, groups=torch.zeros(classes))
         clip = self.kernel == "clip"
@@ -121,8 +116,7 @@ class NWHead(Method):
     @torch.no_grad()
     def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fill the bank with supports, embedded as the network is now."""
-        labels = torch.cat([labels for _, labels in batches])
-        values = torch.cat([model.embed(tokens).values[:, 0] for tokens, _ in batches])
+        values, labels = labelled_tokens(model, batches)
         place = torch.zeros_like(labels)
         if self.environments == "single":
             place = _environment(batches.targets.get("environment"), labels)
@@ -183,11 +177,11 @@ class NWHead(Method):
 
     def phases(self) -> list[Phase]:
         """Return training in rounds, supports embedded again after each; with nothing to train, supports only."""
-        rates: dict[str, float] = {} if self.encoder_rate is None else {"encoder": self.encoder_rate}
-        if self.dim is not None:
-            rates["neck"] = self.rate
-        if self.kernel == "clip" or self.learn_scale:
-            rates["head"] = self.rate
+        rates = rates_of(
+            encoder=self.encoder_rate,
+            neck=None if self.dim is None else self.rate,
+            head=self.rate if self.kernel == "clip" or self.learn_scale else None,
+        )
         decay = {name: self.weight_decay for name in rates if name != "head"}
         plan: list[Phase] = [Initialise("supports")]
         done = 0

@@ -22,7 +22,6 @@ Counting detections below 0.1 as 0 at inference makes absence look surer than in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,18 +30,19 @@ from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.certificate import radius_closed_form
+from protolearn.core.channels import channel_prototypes
 from protolearn.core.encoder import Encoder
 from protolearn.core.measures import dot, squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Ramp, Recipe, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Ramp, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import channel_neck
 from protolearn.core.reasoning import Reasoning
+from protolearn.core.settings import at_least, rates_of, require, within
 from protolearn.core.similarities import RadialBasis
+from protolearn.core.starts import labelled_tokens
 from protolearn.core.updates import k_means
-from protolearn.errors import UsageError
 from protolearn.objectives.margin import margin_loss, robust_margin
 from protolearn.objectives.two_view import two_view_terms
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 FROZEN = Recipe(
     about="a frozen encoder and few pictures, or features, of each of which there is one view: no augmentation",
@@ -104,19 +104,16 @@ class CBC(Method):
     robust_target: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("components", "pretrain_epochs", "head_epochs", "joint_epochs", "rbf_epochs", "robust_weight"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"cbc: {name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.margin < 1 or not 0 <= self.clip < 1:
-            raise UsageError(
-                f"cbc: margin must lie between 0 and 1 and clip from 0 to below 1, got {self.margin}, {self.clip}"
-            )
-        if self.per_class < 1 or (self.start == "class_means" and self.per_class != 1):
-            raise UsageError(f"cbc: per_class must be at least 1, and 1 with class means, got {self.per_class}")
-        if self.detection == "channels" and self.encoder_rate is None and self.components == 0:
-            raise UsageError("cbc: components must be at least 1 with a frozen encoder (nothing could learn), got 0")
-        if self.detection == "channels" and self.robust_weight > 0:
-            raise UsageError(f"cbc: robust_weight must be 0 without rbf (no certificate), got {self.robust_weight}")
+        super().__post_init__()
+        at_least(self, 0, "components", "pretrain_epochs", "head_epochs", "joint_epochs", "rbf_epochs", "robust_weight")
+        within(self, "(0, 1)", "margin")
+        within(self, "[0, 1)", "clip")
+        at_least(self, 1, "per_class")
+        require(self, self.start != "class_means" or self.per_class == 1, "per_class", "be 1 with class means")
+        if self.detection == "channels":
+            learns = self.encoder_rate is not None or self.components > 0
+            require(self, learns, "components", "be at least 1 with a frozen encoder (nothing could learn)")
+            require(self, self.robust_weight == 0, "robust_weight", "be 0 without rbf (no certificate)")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model; its components belong to no class."""
@@ -128,20 +125,15 @@ class CBC(Method):
             head = Reasoning.start(classes, count, absence=self.absence, generator=draw)
             similarity = RadialBasis(torch.full((count,), float(encoder.dim)))
             return PrototypeModel(encoder, nn.Identity(), bank, squared_l2, head, similarity=similarity)
-        count = self.components or encoder.dim
-        neck = channel_neck(encoder.dim, self.components, generator=draw)
-        bank = PrototypeBank(torch.eye(count), torch.zeros(count, classes), learned=False)
-        head = Reasoning.start(classes, count, absence=self.absence, clip=self.clip, generator=draw)
+        neck, bank = channel_prototypes(encoder.dim, self.components, classes, generator=draw)
+        head = Reasoning.start(classes, len(bank), absence=self.absence, clip=self.clip, generator=draw)
         return PrototypeModel(encoder, neck, bank, dot, head)
 
     @torch.no_grad()
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Put components on centres of their class, and make them as wide as tokens are far from them on average."""
         draw, bank = torch.Generator().manual_seed(seed), model.bank
-        seen = [(model.embed(tokens), labels) for tokens, labels in batches]
-        real = [torch.ones_like(t.values[..., 0], dtype=torch.bool) if t.mask is None else t.mask for t, _ in seen]
-        tokens = torch.cat([t.values[mask] for (t, _), mask in zip(seen, real, strict=True)])
-        label = torch.cat([y.unsqueeze(1).expand_as(mask)[mask] for (_, y), mask in zip(seen, real, strict=True)])
+        tokens, label = labelled_tokens(model, batches)
         for c in range(bank.classes):
             own = tokens[label == c]
             if len(own):  # a class without cases keeps random components
@@ -178,9 +170,7 @@ class CBC(Method):
         if self.detection == "rbf":
             rates = {"prototypes": self.prototype_rate, "head": self.head_rate}
             return [Initialise(), Train("learn", self.rbf_epochs, rates), sources]
-        body = {"neck": self.neck_rate}
-        if self.encoder_rate is not None:
-            body = {"encoder": self.encoder_rate, **body}
+        body = rates_of(encoder=self.encoder_rate, neck=self.neck_rate)
         whole = {**body, "head": self.head_rate}
         pairs: Literal["same_places", False] = "same_places" if self.two_views else False
         unlabelled: dict[str, float | Ramp] = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}

@@ -23,9 +23,8 @@ Beyond the paper, off by default: a neck on principal axes and a k-means start, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,16 +35,16 @@ from protolearn.core.heads import ClassSoftmaxEvidence
 from protolearn.core.maps import fold_blocks
 from protolearn.core.matching import best_match
 from protolearn.core.measures import cosine, projection_length
-from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind, make_neck
-from protolearn.core.part_prototypes import start_from_tokens
-from protolearn.errors import UsageError
+from protolearn.core.settings import at_least, rates_of, require, within
+from protolearn.core.starts import start_from_tokens
 from protolearn.objectives.alignment import gram_alignment
 from protolearn.objectives.attraction import similarity_cluster, similarity_separation
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.geometry import class_gram_orthogonality
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures (no alignment then): minutes without an accelerator",
@@ -98,19 +97,16 @@ class EvalProtoPNet(Method):
     gamma: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"eval-protopnet: {name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in (("project", ("record", "move")), ("start", ("uniform", "k_means"))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"eval-protopnet: {name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
-        if not 0 <= self.warm_epochs <= self.epochs:
-            raise UsageError(
-                f"eval-protopnet: epochs (all of them) must be at least warm_epochs = {self.warm_epochs}, "
-                f"got {self.epochs}"
-            )
-        if not 0 <= self.alignment_margin < 2:
-            raise UsageError(f"eval-protopnet: alignment_margin must be from 0 to 2, got {self.alignment_margin}")
+        super().__post_init__()
+        at_least(self, 1, "prototypes_per_class", "dim")
+        at_least(self, 0, "warm_epochs")
+        require(
+            self,
+            self.warm_epochs <= self.epochs,
+            "epochs",
+            f"(all of them) be at least warm_epochs = {self.warm_epochs}",
+        )
+        within(self, "[0, 2)", "alignment_margin")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
@@ -121,15 +117,14 @@ class EvalProtoPNet(Method):
         bank.constrain()
         return PrototypeModel(encoder, neck, bank, projection_length, ClassSoftmaxEvidence(bank.ownership))
 
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes; then put the prototypes of a class on the k-means centres of its own directions."""
         start_from_tokens(model, batches, seed, prototypes=self.start, directions=True)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the terms; the alignment only where the encoder ran and gave an early map."""
         assert out.tokens is not None, "no phase trains the head alone, so tokens are always there"
-        own = out.bank.owned_by(labels)
-        other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
+        own, other = out.bank.owned_by(labels), out.bank.others(labels)
         cosines, _ = best_match(out.tokens.values, out.bank.vectors, cosine, out.tokens.mask)
         terms = {
             "cross_entropy": cross_entropy(out.logits, labels),
@@ -164,10 +159,13 @@ class EvalProtoPNet(Method):
     def phases(self) -> list[Phase]:
         """Return warm, without the alignment, then joint."""
         rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate, "head": self.head_rate}
-        joint = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
-        decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
-        falls: dict[str, Any] = {"step": self.step, "gamma": self.gamma}
-        plan: list[Phase] = [] if self.neck != "principal" and self.start == "uniform" else [Initialise()]
-        plan += [Train("warm", self.warm_epochs, rates, decay, weights={**self.weights(), "alignment": 0.0})]
-        plan += [Train("joint", self.epochs - self.warm_epochs, joint, decay, **falls)]
-        return [*plan, Project(move=self.project == "move")]
+        joint, decay = (
+            rates_of(encoder=self.encoder_rate, **rates),
+            dict.fromkeys(("encoder", "neck"), self.weight_decay),
+        )
+        return [
+            *([] if self.neck != "principal" and self.start == "uniform" else [Initialise()]),
+            Train("warm", self.warm_epochs, rates, decay, weights={**self.weights(), "alignment": 0.0}),
+            Train("joint", self.epochs - self.warm_epochs, joint, decay, step=self.step, gamma=self.gamma),
+            Project(move=self.project == "move"),
+        ]

@@ -22,16 +22,14 @@ from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
-from protolearn.core.method import Method, Phase, Recipe, Train, TrainingTokens, register
+from protolearn.core.method import Phase, Recipe, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind
-from protolearn.core.part_prototypes import interrupted_by_projection, part_model, start_from_tokens
+from protolearn.core.part_prototypes import PartMethod, part_model
 from protolearn.core.pooling import mean_pool
-from protolearn.errors import UsageError
-from protolearn.objectives.attraction import cluster, separation
-from protolearn.objectives.classification import cross_entropy
+from protolearn.core.settings import at_least
+from protolearn.objectives.class_parts import part_terms
 from protolearn.objectives.neighbours import nearest_class_share
-from protolearn.objectives.sparsity import other_class_l1
 from protolearn.structures import Output
 
 FROZEN = Recipe(
@@ -53,7 +51,7 @@ FROZEN = Recipe(
     verified="unverified: the paper's loss is not known, guessed_loss is a guess; the base against ProtoPNet's numbers",
 )
 @dataclass(frozen=True)
-class KidneyStoneParts(Method):
+class KidneyStoneParts(PartMethod):
     """Settings; those of the base are ProtoPNet's, and ``guessed_loss`` adds the unverified term.
 
     Examples
@@ -90,38 +88,17 @@ class KidneyStoneParts(Method):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"kidney-stone-parts: {name} must be at least 1, got {getattr(self, name)}")
-        if not self.project_at or list(self.project_at) != sorted(set(self.project_at)) or self.project_at[0] < 1:
-            raise UsageError(
-                f"kidney-stone-parts: project_at must be rising epoch numbers from 1, got {self.project_at}"
-            )
-        if not self.guessed_weight >= 0:
-            raise UsageError(f"kidney-stone-parts: guessed_weight must be at least 0, got {self.guessed_weight}")
+        super().__post_init__()
+        at_least(self, 0, "guessed_weight")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
-        return part_model(
-            encoder, classes, prototypes_per_class=self.prototypes_per_class, dim=self.dim, neck=self.neck,
-            axes=self.axes, eps=self.eps, seed=seed,
-        )  # fmt: skip
-
-    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
-        """Fit the principal axes; then put each class's prototypes on the k-means centres of its own tokens."""
-        start_from_tokens(model, batches, seed, prototypes=self.start)
+        return part_model(self, encoder, classes, seed, eps=self.eps)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return ProtoPNet's four terms, and the guessed one where it is asked for and tokens are at hand."""
-        assert out.distances is not None and isinstance(out.head, LinearEvidence), "build made it so"
-        own = out.bank.owned_by(labels)
-        other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
-        terms = {
-            "cross_entropy": cross_entropy(out.logits, labels),
-            "cluster": cluster(out.distances, own),
-            "separation": separation(out.distances, other),
-            "l1": other_class_l1(out.head.weight, out.bank.ownership),
-        }
+        assert isinstance(out.head, LinearEvidence), "build made it so"
+        terms = part_terms(out, labels, out.head.weight)
         if self.guessed_loss and out.tokens is not None:
             terms["guessed_icnn"] = nearest_class_share(mean_pool(out.tokens.values, out.tokens.mask), labels)
         return terms
@@ -138,14 +115,4 @@ class KidneyStoneParts(Method):
 
     def phases(self) -> list[Phase]:
         """Return warm, then joint interrupted by projection and last layer, as ProtoPNet does."""
-        rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate}
-        decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
-        joint_rates = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
-        return interrupted_by_projection(
-            Train("warm", self.warm_epochs, rates, decay),
-            Train("joint", 1, joint_rates, decay, step=self.step, gamma=self.gamma),
-            Train("last_layer", self.last_layer_epochs, {"head": self.head_rate}),
-            self.project_at,
-            last=self.last_layer,
-            initialise=self.neck == "principal" or self.start != "uniform",
-        )
+        return self.warm_joint_last(step=self.step, gamma=self.gamma)

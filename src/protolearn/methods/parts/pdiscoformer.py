@@ -23,9 +23,9 @@ shown to it then. Off by default: a neck on principal axes and a k-means start, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,17 +36,18 @@ from protolearn.core.competition import SoftShares
 from protolearn.core.encoder import Encoder
 from protolearn.core.folding import border_share, folded, sides
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind, make_neck
 from protolearn.core.part_heads import Modulation, PartFeatures
 from protolearn.core.pooling import mean_pool
+from protolearn.core.settings import above, at_least, rates_of, require, within
 from protolearn.core.similarities import Negative
-from protolearn.core.starts import fit_axes, pool_on_tokens
+from protolearn.core.starts import start_pool
 from protolearn.errors import UsageError
 from protolearn.objectives import part_discovery as terms
 from protolearn.objectives.classification import cross_entropy
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 PART, BACKGROUND = 1, 0  # groups of the bank
 
@@ -109,21 +110,13 @@ class PDiscoFormer(Method):
     start: Literal["random", "k_means"] = "random"
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[bool, str]] = {
-            "parts": (self.parts >= 1, "at least 1"),
-            "window": (self.window >= 1, "at least 1"),
-            "axes": (self.axes >= 1, "at least 1"),
-            "dim": (self.dim is None or self.dim >= 1, "at least 1, or None for the encoder's"),
-            "epochs": (self.epochs >= 0, "at least 0"),
-            "step": (self.step >= 0, "at least 0"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "part_dropout": (0 <= self.part_dropout < 1, "in [0, 1)"),
-            "scale": (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "a smallest and a largest factor"),
-            "modulation": (self.modulation in get_args(Modulation), f"one of {', '.join(get_args(Modulation))}"),
-        }
-        for name, (right, wanted) in ranges.items():
-            if not right:
-                raise UsageError(f"pdiscoformer: {name} must be {wanted}, got {getattr(self, name)!r}")
+        super().__post_init__()
+        at_least(self, 1, "parts", "window", "axes", "dim")
+        at_least(self, 0, "epochs", "step")
+        above(self, 0, "temperature")
+        within(self, "[0, 1)", "part_dropout")
+        right = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]
+        require(self, right, "scale", "be a smallest and a largest factor")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model; the background is the last prototype, and none belongs to a class."""
@@ -142,11 +135,10 @@ class PDiscoFormer(Method):
             encoder, neck, bank, squared_l2, head, similarity=Negative(), pooling=mean_pool, across=shares
         )
 
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the axes; put prototypes on k-means centres, and the one that lies most at the border last."""
-        fit_axes(model, batches)
+        start_pool(model, batches, seed, prototypes=self.start)
         if self.start == "k_means":
-            pool_on_tokens(model, batches, seed)
             order = border_share(model, batches).argsort()
             model.bank.vectors.data = model.bank.vectors.detach()[order]
 
@@ -207,9 +199,8 @@ class PDiscoFormer(Method):
 
     def phases(self) -> list[Phase]:
         """Return one joint phase; then the nearest tokens are recorded."""
-        rates = {"prototypes": self.prototype_rate, "head": self.head_rate}
-        rates |= {} if self.neck == "identity" else {"neck": self.neck_rate}
-        rates |= {} if self.encoder_rate is None else {"encoder": self.encoder_rate}
+        neck_rate = None if self.neck == "identity" else self.neck_rate
+        rates = rates_of(encoder=self.encoder_rate, neck=neck_rate, prototypes=self.prototype_rate, head=self.head_rate)
         falls = tuple(range(self.step, self.epochs, self.step)) if self.step else ()
         plan: list[Phase] = [] if self.neck != "principal" and self.start == "random" else [Initialise()]
         plan += [Train("joint", self.epochs, rates, milestones=falls, gamma=self.gamma)]

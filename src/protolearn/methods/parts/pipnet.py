@@ -27,14 +27,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from protolearn.core.bank import PrototypeBank
+from protolearn.core.channels import channel_prototypes
 from protolearn.core.encoder import Encoder
 from protolearn.core.measures import dot
 from protolearn.core.method import Method, Phase, Project, Ramp, Recipe, Revise, Train, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import channel_neck
 from protolearn.core.scoring import ScoringSheet, squash
-from protolearn.errors import UsageError
+from protolearn.core.settings import at_least, rates_of, require, within
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.two_view import two_view_terms
 from protolearn.structures import Output
@@ -87,24 +86,19 @@ class PIPNet(Method):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("prototypes", "pretrain_epochs", "scores_epochs", "joint_epochs", "shrink", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"pipnet: {name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.clip < 1:
-            raise UsageError(f"pipnet: clip must be from 0 to below 1, got {self.clip}")
-        if self.power < 1 or self.restart < 1:
-            raise UsageError(f"pipnet: power and restart must be at least 1, got {self.power} and {self.restart}")
-        if self.encoder_rate is None and self.prototypes == 0:
-            raise UsageError("pipnet: prototypes must be at least 1 with a frozen encoder (nothing could learn), got 0")
+        super().__post_init__()
+        at_least(self, 0, "prototypes", "pretrain_epochs", "scores_epochs", "joint_epochs", "shrink", "weight_decay")
+        within(self, "[0, 1)", "clip")
+        at_least(self, 1, "power", "restart")
+        learns = self.encoder_rate is not None or self.prototypes > 0
+        require(self, learns, "prototypes", "be at least 1 with a frozen encoder (nothing could learn)")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
         draw = torch.Generator().manual_seed(seed)
-        count = self.prototypes or encoder.dim
-        neck = channel_neck(encoder.dim, self.prototypes, generator=draw)
-        bank = PrototypeBank(torch.eye(count), torch.zeros(count, classes), learned=False)  # shared by all classes
+        neck, bank = channel_prototypes(encoder.dim, self.prototypes, classes, generator=draw)
         options = {"power": self.power, "shrink": self.shrink, "clip": self.clip}
-        head = ScoringSheet.start(classes, count, generator=draw, **options)
+        head = ScoringSheet.start(classes, len(bank), generator=draw, **options)
         return PrototypeModel(encoder, neck, bank, dot, head)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
@@ -126,9 +120,7 @@ class PIPNet(Method):
 
     def phases(self) -> list[Phase]:
         """Return pretraining without labels, the scores alone, then everything."""
-        body = {"neck": self.neck_rate}
-        if self.encoder_rate is not None:
-            body = {"encoder": self.encoder_rate, **body}
+        body = rates_of(encoder=self.encoder_rate, neck=self.neck_rate)
         pairs: Literal["same_places", False] = "same_places" if self.two_views else False
         whole = {**body, "head": self.head_rate}
         how: dict[str, Any] = {

@@ -31,6 +31,7 @@ from protolearn.core.method import Method, Phase, Project, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import make_neck
 from protolearn.core.part_heads import SharedScore
+from protolearn.core.settings import above, at_least, rates_of, require, within
 from protolearn.encoders.prompted import PromptedEncoder, mean_attention
 from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
@@ -65,13 +66,12 @@ class PromptCAM(Method):
     weight_decay: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"prompt-cam: {name} must lie in [0, 1), got {getattr(self, name)}")
-        if self.epochs < 0 or not 0 <= self.warmup <= self.epochs:
-            raise UsageError(f"prompt-cam: warmup must lie from 0 to epochs = {self.epochs}, got {self.warmup}")
-        if not self.rate > 0 or not 0 <= self.least_rate <= self.rate:
-            raise UsageError(f"prompt-cam: rate must be above 0 and least_rate from 0 to it, got {self.least_rate}")
+        super().__post_init__()
+        within(self, "[0, 1)", "dropout", "drop_path")
+        at_least(self, 0, "epochs")
+        require(self, 0 <= self.warmup <= self.epochs, "warmup", f"lie from 0 to epochs = {self.epochs}")
+        above(self, 0, "rate")
+        require(self, 0 <= self.least_rate <= self.rate, "least_rate", f"lie from 0 to rate = {self.rate}")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model, the encoder wrapped so that prompts can enter it."""
@@ -98,7 +98,7 @@ class PromptCAM(Method):
 
     def phases(self) -> list[Phase]:
         """Return the one phase; then what each prompt looks at most is recorded."""
-        rates = {"prototypes": self.rate} | ({} if self.head_rate is None else {"head": self.head_rate})
+        rates = rates_of(prototypes=self.rate, head=self.head_rate)
         learn = Train(
             "prompts",
             self.epochs,

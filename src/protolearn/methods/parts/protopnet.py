@@ -17,7 +17,6 @@ Beyond the paper, off by default: a neck on principal axes and a k-means start, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,15 +24,12 @@ from torch import Tensor
 
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
-from protolearn.core.method import Method, Phase, Prune, Recipe, Train, register
+from protolearn.core.method import Phase, Prune, Recipe, Train, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind
-from protolearn.core.part_prototypes import interrupted_by_projection, part_model, start_from_tokens
-from protolearn.errors import UsageError
-from protolearn.objectives.attraction import cluster, separation
-from protolearn.objectives.classification import cross_entropy
-from protolearn.objectives.sparsity import other_class_l1
-from protolearn.structures import Output, Tokens
+from protolearn.core.part_prototypes import PartMethod, part_model
+from protolearn.objectives.class_parts import part_terms
+from protolearn.structures import Output
 
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: minutes without an accelerator",
@@ -58,7 +54,7 @@ FROZEN = Recipe(
     verified="formulas and projection against numbers from the authors' code; published accuracies unchecked",
 )
 @dataclass(frozen=True)
-class ProtoPNet(Method):
+class ProtoPNet(PartMethod):
     """Settings of ProtoPNet with the paper's defaults; ``encoder_rate=None`` keeps the encoder frozen throughout.
 
     Examples
@@ -95,35 +91,14 @@ class ProtoPNet(Method):
     prune_minimum: int = 3
     prune_epochs: int = 100
 
-    def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"protopnet: {name} must be at least 1, got {getattr(self, name)}")
-        if not self.project_at or list(self.project_at) != sorted(set(self.project_at)) or self.project_at[0] < 1:
-            raise UsageError(f"protopnet: project_at must be rising epoch numbers from 1, got {self.project_at}")
-
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
-        return part_model(
-            encoder, classes, prototypes_per_class=self.prototypes_per_class, dim=self.dim, neck=self.neck,
-            axes=self.axes, eps=self.eps, seed=seed,
-        )  # fmt: skip
-
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
-        """Fit the principal axes; then put each class's prototypes on the k-means centres of its own tokens."""
-        start_from_tokens(model, batches, seed, prototypes=self.start)
+        return part_model(self, encoder, classes, seed, eps=self.eps)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
-        """Return the four terms."""
-        assert out.distances is not None and isinstance(out.head, LinearEvidence), "build made it so"
-        own = out.bank.owned_by(labels)
-        other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
-        return {
-            "cross_entropy": cross_entropy(out.logits, labels),
-            "cluster": cluster(out.distances, own),
-            "separation": separation(out.distances, other),
-            "l1": other_class_l1(out.head.weight, out.bank.ownership),
-        }
+        """Return cross-entropy, cluster, separation and L1."""
+        assert isinstance(out.head, LinearEvidence), "build made it so"
+        return part_terms(out, labels, out.head.weight)
 
     def weights(self) -> dict[str, float]:
         """Return the coefficients."""
@@ -136,19 +111,7 @@ class ProtoPNet(Method):
 
     def phases(self) -> list[Phase]:
         """Return warm, then joint interrupted by projection and last layer."""
-        rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate}
-        decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
-        joint_rates = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
-        warm = Train("warm", self.warm_epochs, rates, decay)
-        joint = Train(
-            "joint", 1, joint_rates, decay,
-            step=self.step, gamma=self.gamma, freeze_batch_norm=self.freeze_batch_norm,
-        )  # fmt: skip
-        head = Train("last_layer", self.last_layer_epochs, {"head": self.head_rate})
-        plan = interrupted_by_projection(
-            warm, joint, head, self.project_at,
-            last=self.last_layer, initialise=self.neck == "principal" or self.start != "uniform",
-        )  # fmt: skip
+        plan = self.warm_joint_last(step=self.step, gamma=self.gamma, freeze_batch_norm=self.freeze_batch_norm)
         if self.prune:
             plan += [Prune(k=self.prune_k, minimum=self.prune_minimum)]
             plan += [Train("pruned_last_layer", self.prune_epochs, {"head": self.head_rate})]

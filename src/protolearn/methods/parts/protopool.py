@@ -21,7 +21,6 @@ Beyond the paper, off by default: a neck on principal axes and a k-means start, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,18 +30,18 @@ from torch import Tensor
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Revise, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Revise, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import make_neck, one_layer
+from protolearn.core.necks import NeckKind, make_neck
+from protolearn.core.settings import above, at_least, rates_of
 from protolearn.core.similarities import LogRatio
 from protolearn.core.slots import SlotHead
-from protolearn.core.starts import fit_axes, pool_on_tokens
-from protolearn.errors import UsageError
+from protolearn.core.starts import start_pool
 from protolearn.objectives.attraction import cluster, separation
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.slots import slot_orthogonality
 from protolearn.objectives.sparsity import other_class_l1
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 FROZEN = Recipe(
     about="a frozen pretrained encoder, few pictures, few classes: under a minute once they are encoded",
@@ -100,22 +99,16 @@ class ProtoPool(Method):
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("prototypes", "slots", "dim", "axes", "step"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"protopool: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warm_epochs", "joint_epochs", "last_layer_epochs", "gumbel_epochs"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"protopool: {name} must not be negative, got {getattr(self, name)}")
-        if not self.gumbel_scale > 0:
-            raise UsageError(f"protopool: gumbel_scale must be positive, got {self.gumbel_scale}")
+        super().__post_init__()
+        at_least(self, 1, "prototypes", "slots", "dim", "axes", "step")
+        at_least(self, 0, "warm_epochs", "joint_epochs", "last_layer_epochs", "gumbel_epochs")
+        above(self, 0, "gumbel_scale")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model; no class owns a prototype until the slots are settled."""
         draw = torch.Generator().manual_seed(seed)
-        if self.neck == "principal":
-            neck = make_neck("principal", encoder.dim, self.dim, axes=self.axes)
-        else:
-            neck = one_layer(encoder.dim, self.dim, generator=draw)
+        kind: NeckKind = "principal" if self.neck == "principal" else "single"
+        neck = make_neck(kind, encoder.dim, self.dim, axes=self.axes, generator=draw)
         vectors = torch.rand(self.prototypes, self.dim, generator=draw)
         bank = PrototypeBank(vectors, torch.zeros(self.prototypes, classes))
         similarity = LogRatio(self.eps)
@@ -125,11 +118,9 @@ class ProtoPool(Method):
         )  # fmt: skip
         return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=similarity)
 
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes; then put the prototypes on the k-means centres of all training tokens."""
-        fit_axes(model, batches)
-        if self.start == "k_means":
-            pool_on_tokens(model, batches, seed)
+        start_pool(model, batches, seed, prototypes=self.start)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the five terms."""
@@ -168,13 +159,12 @@ class ProtoPool(Method):
 
     def phases(self) -> list[Phase]:
         """Return warm and joint training, settling and projection, and the last layer."""
-        plan: list[Phase] = [Initialise()] if self.neck == "principal" or self.start == "k_means" else []
         rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate, "head": self.slot_rate}
-        decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
-        joint = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
+        decay = dict.fromkeys(("encoder", "neck"), self.weight_decay)
+        joint = rates_of(encoder=self.encoder_rate, **rates)
         falls = tuple(range(self.step, self.joint_epochs, self.step))
         return [
-            *plan,
+            *([Initialise()] if self.neck == "principal" or self.start == "k_means" else []),
             Train("warm", self.warm_epochs, rates, decay),
             Train("joint", self.joint_epochs, joint, decay, milestones=falls, gamma=self.gamma),
             Revise("settle"),

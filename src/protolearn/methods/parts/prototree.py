@@ -23,7 +23,6 @@ Beyond the paper, off by default: a neck on principal axes and a k-means start, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,15 +32,15 @@ from torch import Tensor
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Revise, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Revise, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import make_neck, one_layer
+from protolearn.core.settings import at_least, require, within
 from protolearn.core.similarities import ExponentialRoot
-from protolearn.core.starts import fit_axes, pool_on_tokens
+from protolearn.core.starts import start_pool
 from protolearn.core.trees import TreeHead
-from protolearn.errors import UsageError
 from protolearn.objectives.classification import negative_log_likelihood
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 FROZEN = Recipe(
     about="a frozen pretrained encoder and few pictures: under a minute once they are encoded",
@@ -91,13 +90,11 @@ class ProtoTree(Method):
     projection: Literal["any", "below"] = "any"
 
     def __post_init__(self) -> None:
-        for name, least in (("depth", 1), ("dim", 1), ("axes", 1), ("epochs", 1), ("freeze_epochs", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"prototree: {name} must be at least {least}, got {getattr(self, name)}")
-        if self.depth > 16:
-            raise UsageError(f"prototree: depth must be at most 16 (65535 prototypes), got {self.depth}")
-        if not 0 <= self.prune_threshold < 1:
-            raise UsageError(f"prototree: prune_threshold must lie from 0 to below 1, got {self.prune_threshold}")
+        super().__post_init__()
+        at_least(self, 1, "depth", "dim", "axes", "epochs")
+        at_least(self, 0, "freeze_epochs")
+        require(self, self.depth <= 16, "depth", "be at most 16 (65535 prototypes)")
+        within(self, "[0, 1)", "prune_threshold")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model: a complete tree, prototypes in pre-order, owned by no class."""
@@ -112,11 +109,9 @@ class ProtoTree(Method):
         head = TreeHead.complete(self.depth, classes, normalised=self.leaves == "normalised", log_space=self.log_space)
         return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=ExponentialRoot())
 
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes; then put the prototypes on the k-means centres of all training tokens."""
-        fit_axes(model, batches)
-        if self.start == "k_means":
-            pool_on_tokens(model, batches, seed)
+        start_pool(model, batches, seed, prototypes=self.start)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the negative log-likelihood of the labels."""

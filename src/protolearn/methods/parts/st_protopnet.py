@@ -26,9 +26,8 @@ Beyond the paper, off by default: a neck on principal axes and a k-means start, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +39,14 @@ from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.matching import best_match
 from protolearn.core.measures import cosine, cosine_in_parts, dot
-from protolearn.core.method import Method, Phase, Recipe, Train, register
+from protolearn.core.method import Phase, Recipe, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import Finer, NeckKind, PrincipalAxes, SideBySide, make_neck
-from protolearn.core.part_prototypes import interrupted_by_projection
+from protolearn.core.necks import Finer, NeckKind, SideBySide, make_neck
+from protolearn.core.part_prototypes import PartMethod
+from protolearn.core.settings import at_least
 from protolearn.core.similarities import Relu
-from protolearn.core.starts import real_values
+from protolearn.core.starts import fit_axes, tokens_of_class
 from protolearn.core.updates import k_means
-from protolearn.errors import UsageError
 from protolearn.objectives.attraction import similarity_cluster, similarity_separation
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.geometry import (
@@ -56,7 +55,7 @@ from protolearn.objectives.geometry import (
     smallest_between_classes,
 )
 from protolearn.objectives.sparsity import other_class_l1
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 BRANCHES = ("trivial", "support")
 
@@ -85,7 +84,7 @@ FROZEN = Recipe(
     verified="formulas against numbers from the authors' code; published accuracies unchecked",
 )
 @dataclass(frozen=True)
-class STProtoPNet(Method):
+class STProtoPNet(PartMethod):
     """Settings of ST-ProtoPNet with the paper's defaults for full pictures; prototypes are per class and branch.
 
     Examples
@@ -124,14 +123,8 @@ class STProtoPNet(Method):
     gamma: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "dim", "enlarge"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"st-protopnet: {name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in (("pictures", ("full", "cropped")), ("start", ("uniform", "k_means"))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"st-protopnet: {name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
-        if not self.project_at or list(self.project_at) != sorted(set(self.project_at)) or self.project_at[0] < 1:
-            raise UsageError(f"st-protopnet: project_at must be rising epoch numbers from 1, got {self.project_at}")
+        super().__post_init__()
+        at_least(self, 1, "enlarge")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
@@ -158,17 +151,14 @@ class STProtoPNet(Method):
         )
 
     @torch.no_grad()
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes; then put the prototypes of a class on the k-means centres of its own directions."""
-        for module in model.neck.modules():
-            if isinstance(module, PrincipalAxes):  # it may stand inside a neck that lays tokens out anew
-                module.fit(tokens for tokens, _ in batches)
+        fit_axes(model.neck, batches)
         if self.start == "uniform":
             return
         draw, owner = torch.Generator().manual_seed(seed), model.bank.owner()
         for label in range(model.bank.classes):
-            own = [real_values(model.embed(tokens.part(labels == label))) for tokens, labels in batches]
-            parts = F.normalize(torch.cat(own).view(-1, 2, self.dim), dim=2)
+            parts = F.normalize(tokens_of_class(model, batches, label).view(-1, 2, self.dim), dim=2)
             for branch in range(2):
                 rows = ((owner == label) & (model.bank.groups == branch)).nonzero().squeeze(1)
                 if len(parts) >= len(rows):
@@ -179,8 +169,7 @@ class STProtoPNet(Method):
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the six terms of each branch; which of them count is for the phase to say."""
         assert isinstance(out.head, LinearEvidence) and out.bank.groups is not None, "build made it so"
-        own = out.bank.owned_by(labels)
-        other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
+        own, other = out.bank.owned_by(labels), out.bank.others(labels)
         owner = out.bank.owner().where(out.bank.usable, -1)
         terms = {}
         for branch, name in enumerate(BRANCHES):
@@ -222,15 +211,4 @@ class STProtoPNet(Method):
 
     def phases(self) -> list[Phase]:
         """Return warm, then joint interrupted by projection and last layer; every batch serves one branch."""
-        rates = {"neck": self.neck_rate, "prototypes": self.prototype_rate}
-        joint_rates = rates if self.encoder_rate is None else {"encoder": self.encoder_rate, **rates}
-        decay = {"encoder": self.weight_decay, "neck": self.weight_decay}
-        falls: dict[str, Any] = {"step": self.step, "milestones": self.milestones, "gamma": self.gamma}
-        return interrupted_by_projection(
-            Train("warm", self.warm_epochs, rates, decay, weights=self.turns()),
-            Train("joint", 1, joint_rates, decay, weights=self.turns(), **falls),
-            Train("last_layer", self.last_layer_epochs, {"head": self.head_rate}, weights=self.turns()),
-            self.project_at,
-            last=self.last_layer,
-            initialise=self.neck == "principal" or self.start == "k_means",
-        )
+        return self.warm_joint_last(weights=self.turns(), step=self.step, milestones=self.milestones, gamma=self.gamma)

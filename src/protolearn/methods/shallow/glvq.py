@@ -14,24 +14,17 @@ prototype names the nearest case of its class without moving onto it. Features s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
-from protolearn.core.heads import NearestOfClass
-from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Train, register
+from protolearn.core.method import Phase, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.similarities import Inverse
-from protolearn.core.starts import start_on_classes
-from protolearn.errors import UsageError
-from protolearn.objectives.quantisation import quantisation
-from protolearn.structures import Output, Tokens
+from protolearn.core.winner import QuantisationMethod, winner_model
+from protolearn.objectives.quantisation import quantisation_of
+from protolearn.structures import Output
 
 
 @register(
@@ -41,7 +34,7 @@ from protolearn.structures import Output, Tokens
     verified="cost and gradients against prototorch 0.7.6; the paper's own figures unchecked",
 )
 @dataclass(frozen=True)
-class GLVQ(Method):
+class GLVQ(QuantisationMethod):
     """Settings of GLVQ.
 
     Examples
@@ -58,39 +51,14 @@ class GLVQ(Method):
     epochs: int = 50
     rate: float = 0.05
 
-    def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"glvq: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sharpness", "scale", "power", "rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"glvq: {name} must be positive, got {getattr(self, name)}")
-        if self.transfer not in ("sigmoid", "identity"):
-            raise UsageError(f"glvq: transfer must be sigmoid or identity, got {self.transfer!r}")
-
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model: tokens are compared as they are."""
-        draw = torch.Generator().manual_seed(seed)
-        bank = PrototypeBank.per_class(classes, self.prototypes_per_class, encoder.dim, generator=draw)
-        head = NearestOfClass(bank.owner(), classes, self.power)
-        return PrototypeModel(encoder, nn.Sequential(), bank, squared_l2, head, similarity=Inverse(self.scale))
-
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
-        """Start the prototypes on the k-means centres of their own class."""
-        start_on_classes(model, batches, seed)
+        return winner_model(self, encoder, classes, seed)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the mean transferred relative distance."""
-        assert out.distances is not None, "build made it so"
-        own = out.bank.owned_by(labels)
-        other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
-        return {"quantisation": quantisation(out.distances, own, other, self.transfer, self.sharpness)}
-
-    def weights(self) -> dict[str, float]:
-        """Return the coefficient."""
-        return {"quantisation": 1.0}
+        return {"quantisation": quantisation_of(out, labels, self.transfer, self.sharpness)}
 
     def phases(self) -> list[Phase]:
         """Return start, training, and the naming of the nearest cases."""
-        train = Train("quantise", self.epochs, {"prototypes": self.rate}, cosine=True)
-        return [Initialise(), train, Project(move=False)]
+        return self.quantise()

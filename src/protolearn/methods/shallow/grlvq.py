@@ -14,25 +14,19 @@ can come back; at the end every prototype names the nearest case of its class. F
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
-from protolearn.core.heads import NearestOfClass
-from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Train, register
+from protolearn.core.method import Phase, register
 from protolearn.core.metrics import Relevances
 from protolearn.core.model import PrototypeModel
-from protolearn.core.similarities import Inverse
-from protolearn.core.starts import start_on_classes
-from protolearn.errors import UsageError
-from protolearn.objectives.quantisation import quantisation
-from protolearn.structures import Output, Tokens
+from protolearn.core.settings import above
+from protolearn.core.winner import QuantisationMethod, winner_model
+from protolearn.objectives.quantisation import quantisation_of
+from protolearn.structures import Output
 
 
 @register(
@@ -42,7 +36,7 @@ from protolearn.structures import Output, Tokens
     verified="distance, cost and gradients against loops and prototorch 0.7.6; the paper's own figures unchecked",
 )
 @dataclass(frozen=True)
-class GRLVQ(Method):
+class GRLVQ(QuantisationMethod):
     """Settings of GRLVQ.
 
     Examples
@@ -61,41 +55,17 @@ class GRLVQ(Method):
     metric_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"grlvq: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sharpness", "scale", "power", "rate", "metric_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"grlvq: {name} must be positive, got {getattr(self, name)}")
-        if self.transfer not in ("sigmoid", "identity"):
-            raise UsageError(f"grlvq: transfer must be sigmoid or identity, got {self.transfer!r}")
+        super().__post_init__()
+        above(self, 0, "metric_rate")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model: tokens and prototypes are compared feature by feature, weighted."""
-        draw = torch.Generator().manual_seed(seed)
-        bank = PrototypeBank.per_class(classes, self.prototypes_per_class, encoder.dim, generator=draw)
-        head = NearestOfClass(bank.owner(), classes, self.power)
-        metric = Relevances(encoder.dim)
-        similar = Inverse(self.scale)
-        return PrototypeModel(encoder, nn.Sequential(), bank, squared_l2, head, similarity=similar, metric=metric)
-
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
-        """Start the prototypes on the k-means centres of their own class."""
-        start_on_classes(model, batches, seed)
+        return winner_model(self, encoder, classes, seed, metric=Relevances(encoder.dim))
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the mean transferred relative distance."""
-        assert out.distances is not None, "build made it so"
-        own = out.bank.owned_by(labels)
-        other = ~own & out.bank.usable & (labels >= 0).unsqueeze(1)
-        return {"quantisation": quantisation(out.distances, own, other, self.transfer, self.sharpness)}
-
-    def weights(self) -> dict[str, float]:
-        """Return the coefficient."""
-        return {"quantisation": 1.0}
+        return {"quantisation": quantisation_of(out, labels, self.transfer, self.sharpness)}
 
     def phases(self) -> list[Phase]:
         """Return start, training, and the naming of the nearest cases."""
-        rates = {"prototypes": self.rate, "neck": self.metric_rate}
-        train = Train("quantise", self.epochs, rates, cosine=True)
-        return [Initialise(), train, Project(move=False)]
+        return self.quantise(self.metric_rate)

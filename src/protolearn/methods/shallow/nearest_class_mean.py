@@ -14,23 +14,16 @@ Departs from usage elsewhere: features are not normalised; a class without a cas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
-from protolearn.core.heads import NearestOfClass
-from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, register
+from protolearn.core.method import Initialise, Phase, Project, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.similarities import Inverse
-from protolearn.core.starts import start_on_classes
-from protolearn.errors import UsageError
+from protolearn.core.winner import WinnerMethod, winner_model
 from protolearn.objectives.attraction import cluster
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 
 @register(
@@ -40,7 +33,7 @@ from protolearn.structures import Output, Tokens
     verified="means and predictions equal scikit-learn's NearestCentroid",
 )
 @dataclass(frozen=True)
-class NearestClassMean(Method):
+class NearestClassMean(WinnerMethod):
     """Settings of the nearest class mean.
 
     Examples
@@ -53,23 +46,9 @@ class NearestClassMean(Method):
     scale: float = 1.0
     power: float = 10.0
 
-    def __post_init__(self) -> None:
-        if self.prototypes_per_class < 1:
-            raise UsageError(f"nearest-class-mean: prototypes_per_class must be >= 1, got {self.prototypes_per_class}")
-        for name in ("scale", "power"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"nearest-class-mean: {name} must be positive, got {getattr(self, name)}")
-
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the model before it has seen a case: tokens are compared as they are."""
-        draw = torch.Generator().manual_seed(seed)
-        bank = PrototypeBank.per_class(classes, self.prototypes_per_class, encoder.dim, generator=draw)
-        head = NearestOfClass(bank.owner(), classes, self.power)
-        return PrototypeModel(encoder, nn.Sequential(), bank, squared_l2, head, similarity=Inverse(self.scale))
-
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
-        """Put the prototypes on the means of their class, or on its k-means centres."""
-        start_on_classes(model, batches, seed)
+        return winner_model(self, encoder, classes, seed)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return what k-means inside the class makes small; nothing is trained by it."""

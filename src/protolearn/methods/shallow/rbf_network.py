@@ -14,7 +14,6 @@ a probability (no decision depends on it). Features should have comparable scale
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +23,14 @@ from protolearn.core.bank import PrototypeBank
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.regression import least_squares, sureness
+from protolearn.core.settings import above, at_least
 from protolearn.core.similarities import RadialBasis
 from protolearn.core.starts import neighbour_widths, start_on_classes
-from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 
 @register(
@@ -59,15 +58,10 @@ class RBFNetwork(Method):
     head_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "neighbours"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"rbf-network: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("width", "prototype_rate", "head_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"rbf-network: {name} must be positive, got {getattr(self, name)}")
-        for name in ("ridge", "joint_epochs"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"rbf-network: {name} must not be negative, got {getattr(self, name)}")
+        super().__post_init__()
+        at_least(self, 1, "prototypes_per_class", "neighbours")
+        above(self, 0, "width", "prototype_rate", "head_rate")
+        at_least(self, 0, "ridge", "joint_epochs")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model: every class reads every bump."""
@@ -78,7 +72,7 @@ class RBFNetwork(Method):
         return PrototypeModel(encoder, nn.Sequential(), bank, squared_l2, head, similarity=similarity)
 
     @torch.no_grad()
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Set centres, widths and readout."""
         start_on_classes(model, batches, seed)
         similarity, head, usable = model.similarity, model.head, model.bank.usable

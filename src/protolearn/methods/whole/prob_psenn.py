@@ -30,7 +30,6 @@ mean token coded by two layers and decoded to the features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -42,17 +41,29 @@ from protolearn.core.distributions import LawKind, make_law
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import GROUPS, Initialise, Method, Phase, Project, Ramp, Recipe, Train, register
+from protolearn.core.method import (
+    GROUPS,
+    Initialise,
+    Method,
+    Phase,
+    Project,
+    Ramp,
+    Recipe,
+    Train,
+    TrainingTokens,
+    register,
+)
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import fit_axes
 from protolearn.core.sampling import sampled_evidence
+from protolearn.core.settings import above, at_least, require
 from protolearn.core.similarities import Negative
+from protolearn.core.starts import fit_axes, labelled_tokens
 from protolearn.core.updates import k_means
 from protolearn.errors import UsageError
 from protolearn.objectives.coverage import prototypes_near_data
 from protolearn.objectives.density import divergence_from_standard_normal, own_density, sampled_cross_entropy
 from protolearn.objectives.reconstruction import squared_error_mean
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 PAPER = Recipe(
     about="the convolutional autoencoder and batches as described, for small grey pictures",
@@ -112,22 +123,11 @@ class ProbPSENN(Method):
     joint: tuple[str, ...] = GROUPS
 
     def __post_init__(self) -> None:
-        for name in ("prototypes_per_class", "dim", "samples"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"prob-psenn: {name} must be at least 1, got {getattr(self, name)}")
-        if self.law not in ("diagonal", "full", "mixture"):
-            raise UsageError(f"prob-psenn: law must be 'diagonal', 'full' or 'mixture', got {self.law!r}")
-        if self.axes is not None and self.axes < 1:
-            raise UsageError(f"prob-psenn: axes must be at least 1 or None, got {self.axes}")
-        if not self.joint or not set(self.joint) <= set(GROUPS):
-            raise UsageError(f"prob-psenn: joint must name some of {', '.join(GROUPS)}, got {self.joint}")
-        if min(self.autoencoder_epochs, self.epochs) < 0:
-            got = f"{self.autoencoder_epochs} and {self.epochs}"
-            raise UsageError(f"prob-psenn: autoencoder_epochs and epochs must be at least 0, got {got}")
-        for name in ("rate", "encoder_rate", "prior_scale"):
-            value = getattr(self, name)
-            if not (value is None or value > 0):
-                raise UsageError(f"prob-psenn: {name} must be above 0, got {value}")
+        super().__post_init__()
+        at_least(self, 1, "prototypes_per_class", "dim", "samples", "axes")
+        at_least(self, 0, "autoencoder_epochs", "epochs")
+        above(self, 0, "rate", "encoder_rate", "prior_scale")
+        require(self, bool(self.joint) and set(self.joint) <= set(GROUPS), "joint", f"name some of {', '.join(GROUPS)}")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
@@ -149,13 +149,12 @@ class ProbPSENN(Method):
         )
 
     @torch.no_grad()
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes, if not done; then each class's distributions to its codes."""
-        fit_axes(model.neck, (tokens for tokens, _ in batches))
+        fit_axes(model.neck, batches)
         bank, draw = model.bank, torch.Generator().manual_seed(seed)
         assert bank.law is not None, "build made it so"
-        coded = [(model.embed(tokens).values[:, 0], labels) for tokens, labels in batches]
-        codes, labels = torch.cat([c for c, _ in coded]), torch.cat([y for _, y in coded])
+        codes, labels = labelled_tokens(model, batches)
         for label in range(bank.classes):
             own, rows = codes[labels == label], (bank.owner() == label).nonzero().squeeze(1).tolist()
             if len(own) < len(rows):

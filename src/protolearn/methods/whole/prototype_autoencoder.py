@@ -24,7 +24,6 @@ held fixed as a target. Such prototypes decode to features, not to pictures, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,16 +35,16 @@ from protolearn.core.decoders import make_coding
 from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import squared_l2
-from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, register
+from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
-from protolearn.core.necks import fit_axes
+from protolearn.core.settings import above, at_least, rates_of
 from protolearn.core.similarities import Negative
-from protolearn.core.updates import k_means
+from protolearn.core.starts import start_pool
 from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
 from protolearn.objectives.coverage import data_near_prototypes, prototypes_near_data
 from protolearn.objectives.reconstruction import squared_error_sum
-from protolearn.structures import Output, Tokens
+from protolearn.structures import Output
 
 PAPER = Recipe(
     about="the paper's network, batches and elastic deformation, for small grey pictures",
@@ -96,18 +95,10 @@ class PrototypeAutoencoder(Method):
     encoder_rate: float | None = 0.002
 
     def __post_init__(self) -> None:
-        for name in ("prototypes", "dim"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"prototype-autoencoder: {name} must be at least 1, got {getattr(self, name)}")
-        if self.axes is not None and self.axes < 1:
-            raise UsageError(f"prototype-autoencoder: axes must be at least 1 or None, got {self.axes}")
-        if self.start not in ("uniform", "k_means"):
-            raise UsageError(f"prototype-autoencoder: start must be 'uniform' or 'k_means', got {self.start!r}")
-        if self.epochs < 0 or not self.rate > 0 or not (self.encoder_rate is None or self.encoder_rate > 0):
-            raise UsageError(
-                "prototype-autoencoder: epochs must be at least 0 and the rates above 0, got "
-                f"{self.epochs}, {self.rate}, {self.encoder_rate}"
-            )
+        super().__post_init__()
+        at_least(self, 1, "prototypes", "dim", "axes")
+        at_least(self, 0, "epochs")
+        above(self, 0, "rate", "encoder_rate")
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
@@ -122,14 +113,9 @@ class PrototypeAutoencoder(Method):
         head = LinearEvidence(-torch.rand(classes, self.prototypes, generator=draw), centred=True)
         return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=Negative(), decoder=decoder)
 
-    @torch.no_grad()
-    def initialise(self, model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int) -> None:
+    def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
         """Fit the principal axes; then put prototypes on the k-means centres of the codes."""
-        fit_axes(model.neck, (tokens for tokens, _ in batches))
-        codes = torch.cat([model.embed(tokens).values[:, 0] for tokens, _ in batches])
-        if self.start == "k_means" and len(codes) >= len(model.bank):
-            draw = torch.Generator().manual_seed(seed)
-            model.bank.vectors.copy_(k_means(codes, len(model.bank), generator=draw).centres)
+        start_pool(model, batches, seed, prototypes=self.start)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return the four terms."""
@@ -155,7 +141,7 @@ class PrototypeAutoencoder(Method):
 
     def phases(self) -> list[Phase]:
         """Return the one stage, and the search for the cases nearest to the prototypes."""
-        rates = dict.fromkeys(("neck", "prototypes", "head", "decoder"), self.rate)
-        rates |= {} if self.encoder_rate is None else {"encoder": self.encoder_rate}
+        rest = dict.fromkeys(("neck", "prototypes", "head", "decoder"), self.rate)
+        rates = rates_of(encoder=self.encoder_rate, **rest)
         start: list[Phase] = [] if self.axes is None and self.start == "uniform" else [Initialise()]
         return [*start, Train("joint", self.epochs, rates), Project("nearest_case", rule="any", move=False)]
