@@ -130,8 +130,7 @@ class ProtoTree(Method):
     def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
         """Move the leaves by the rule, from what the batch looked like before the step."""
         assert isinstance(model.head, TreeHead)
-        if bool((labels >= 0).any()):
-            model.head.adapt(out.evidence, labels, steps)
+        model.head.adapt(out.evidence, labels, steps)
 
     def revise(self, model: PrototypeModel, name: str) -> None:
         """Cut off what never learned to say anything, and note which classes each node can lead to."""
