@@ -18,7 +18,7 @@ def main(out: str) -> None:
     method = get_method("prototree")(
         depth=2, dim=4, epochs=1, freeze_epochs=0, encoder_rate=1e-3, milestones=(), prune_threshold=0.0
     )
-    train = digits("train").subset(range(0, 121))  # the last batch has one case, so one process of two has none
+    train = digits("train").subset(range(121))  # the last batch has one case, so one process of two has none
     still = Augment(rotation=0, shear=0, skew=0, flip=0)
     encoder = make_encoder({"encoder": "small", "seed": 3})
     done = fit(method, train, encoder=encoder, batch_size=20, quiet=True, device="cpu", augment=still)

@@ -33,7 +33,7 @@ def global_size(model: PrototypeModel, least: float = 1e-3) -> int | None:
 
     None for a head whose contributions are not a weight times the evidence.
     """
-    weights = model.head.per_unit(len(model.bank))
+    weights = model.head.per_unit(len(model.bank), model.bank.usable)
     return None if weights is None else int(((weights.abs() > least).any(0) & model.bank.usable).sum())
 
 

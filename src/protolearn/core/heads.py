@@ -70,8 +70,11 @@ class Head(nn.Module, ABC):
         """Return ``(B, C)`` probabilities for what :meth:`read` returned: a softmax, unless they are some already."""
         return logits.softmax(-1)
 
-    def per_unit(self, count: int) -> Tensor | None:
-        """Return ``(C, P)``: what one unit of each prototype's evidence adds; None where that is not all it reads."""
+    def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
+        """Return ``(C, P)``: what one unit of each prototype's evidence adds; None where that is not all it reads.
+
+        ``usable`` ``(P,)`` bool says which prototypes speak, where what one adds depends on who else does.
+        """
         if self.reads != ("evidence",):
             return None
         return self.contributions(self.offset().new_ones(1, count))[0]

@@ -280,8 +280,8 @@ class Method(ABC):
     def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
         """Move by rule what no gradient moves, after a step on a batch; ``steps`` is how many an epoch has.
 
-        Called without gradients, before the constraints of bank and head are applied. On several processes ``out`` holds
-        the rows of all of them, without tokens and inputs, and padding has the label -1.
+        Called without gradients, before the constraints of bank and head are applied. On several processes ``out``
+        holds the rows of all of them, without tokens and inputs, and padding has the label -1.
         """
         return
 

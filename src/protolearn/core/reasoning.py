@@ -170,9 +170,9 @@ class Reasoning(Head):
         total = scores.sum(-1, keepdim=True)
         return torch.where(total > 0, scores / torch.where(total > 0, total, 1.0), 1.0 / logits.shape[-1])
 
-    def per_unit(self, count: int) -> Tensor | None:
+    def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
         """Return ``R+ - R-``, ``(C, P)``: what a component found adds, beside one that is absent."""
-        shares = self.shares()
+        shares = self.shares(usable)
         return shares[0] - shares[1]
 
     def keep(self, rows: Tensor) -> None:
