@@ -70,6 +70,10 @@ class Head(nn.Module, ABC):
         """Return ``(B, C)`` probabilities for what :meth:`read` returned: a softmax, unless they are some already."""
         return logits.softmax(-1)
 
+    def abstains(self, logits: Tensor) -> Tensor:
+        """Return ``(B,)`` bool: nothing speaks for any class, so that the largest score is no answer. Never, here."""
+        return torch.zeros_like(logits[..., 0], dtype=torch.bool)
+
     def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
         """Return ``(C, P)``: what one unit of each prototype's evidence adds; None where that is not all it reads.
 
@@ -82,6 +86,17 @@ class Head(nn.Module, ABC):
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring the weights back to where they may be, after a step of the optimiser."""
+
+
+def nothing_scores(scores: Tensor, least: float = 0.0) -> Tensor:
+    """Return ``(B,)`` bool: no class scores more than ``least``; NaN is no score. For scores that start at 0.
+
+    Examples
+    --------
+    >>> nothing_scores(torch.tensor([[0.0, 0.0], [0.0, 0.2]])).tolist()
+    [True, False]
+    """
+    return ~(scores > least).any(-1)
 
 
 class LinearEvidence(Head):

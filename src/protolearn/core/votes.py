@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from protolearn.core.bank import PrototypeBank
-from protolearn.core.heads import Head
+from protolearn.core.heads import Head, nothing_scores
 from protolearn.core.matching import chunk_rows
 from protolearn.core.measures import Distance, Measure
 from protolearn.core.precision import full_precision
@@ -296,6 +296,10 @@ class Votes(Head):
 
     def keep(self, rows: Tensor) -> None:
         """Do nothing: the bank holds what there is to know of a case."""
+
+    def abstains(self, logits: Tensor) -> Tensor:
+        """Return where nobody voted."""
+        return nothing_scores(logits)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the scores themselves; all classes alike where nobody voted."""
