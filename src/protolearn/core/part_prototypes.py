@@ -16,9 +16,10 @@ from protolearn.core.measures import squared_l2
 from protolearn.core.method import Initialise, Phase, Project, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind, make_neck
-from protolearn.core.similarities import LogRatio
+from protolearn.core.similarities import LogRatio, Negative
 from protolearn.core.starts import fit_axes, real_values
 from protolearn.core.updates import k_means
+from protolearn.errors import UsageError
 from protolearn.structures import Tokens
 
 
@@ -31,18 +32,22 @@ def part_model(
     neck: NeckKind = "regular",
     axes: int = 256,
     eps: float = 1e-4,
+    similarity: Literal["log", "linear"] = "log",
     seed: int = 0,
 ) -> PrototypeModel:
-    """Return a model whose logits are weighed log-ratio similarities of each class's own parts.
+    """Return a model whose logits are weighed similarities of each class's own parts.
 
-    Source: ProtoPNet (Chen et al., 2019): squared distance, ``log((d + 1) / (d + eps))``, a last layer that starts at 1
-    for the own class and -0.5 for the others, without bias.
+    Source: ProtoPNet (Chen et al., 2019): squared distance, ``log((d + 1) / (d + eps))`` or ``-d``, a last layer that
+    starts at 1 for the own class and -0.5 for the others, without bias.
     """
+    if similarity not in ("log", "linear"):
+        raise UsageError(f"similarity must be log or linear, got {similarity!r}")
     draw = torch.Generator().manual_seed(seed)
     layers = make_neck(neck, encoder.dim, dim, axes=axes, generator=draw)
     bank = PrototypeBank.per_class(classes, prototypes_per_class, dim, generator=draw)
     head = LinearEvidence.from_ownership(bank.ownership, own=1.0, other=-0.5)
-    return PrototypeModel(encoder, layers, bank, squared_l2, head, similarity=LogRatio(eps))
+    near = LogRatio(eps) if similarity == "log" else Negative()
+    return PrototypeModel(encoder, layers, bank, squared_l2, head, similarity=near)
 
 
 @torch.no_grad()

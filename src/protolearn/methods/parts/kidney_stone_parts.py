@@ -71,6 +71,7 @@ class KidneyStoneParts(Method):
     neck: NeckKind = "regular"
     axes: int = 256
     start: Literal["uniform", "k_means"] = "uniform"
+    similarity: Literal["log", "linear"] = "log"
     eps: float = 1e-4
     cluster_weight: float = 0.8
     separation_weight: float = -0.08
@@ -104,7 +105,7 @@ class KidneyStoneParts(Method):
         """Return the untrained model."""
         return part_model(
             encoder, classes, prototypes_per_class=self.prototypes_per_class, dim=self.dim, neck=self.neck,
-            axes=self.axes, eps=self.eps, seed=seed,
+            axes=self.axes, similarity=self.similarity, eps=self.eps, seed=seed,
         )  # fmt: skip
 
     def initialise(self, model: PrototypeModel, batches: TrainingTokens, seed: int) -> None:
