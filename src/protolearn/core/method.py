@@ -81,6 +81,8 @@ class Train(Phase):
         Epochs after which the cosine of a group begins anew, time after time; those not named have one cosine.
     warmup : int
         Epochs in which the rates rise to their value in a straight line; the cosine begins after them.
+    overlap : bool
+        The cosine counts from the first epoch instead, and the warm-up hides its beginning.
     per : {"epoch", "step"}
         How often warm-up and cosine move the rates.
     optimizer : {"adam", "adamw", "sgd"}
@@ -109,6 +111,7 @@ class Train(Phase):
     floor: float = 0.0
     restart: Mapping[str, int] = field(default_factory=dict)
     warmup: int = 0
+    overlap: bool = False
     per: Literal["epoch", "step"] = "epoch"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
@@ -137,8 +140,9 @@ class Train(Phase):
             return factor * (done + unit) / self.warmup
         if self.cosine:
             length = self.restart.get(group)
-            past = done - self.warmup
-            along = past % length / length if length else min(1.0, past / max(self.epochs - self.warmup, 1))
+            hidden = 0 if self.overlap else self.warmup
+            past = done - hidden
+            along = past % length / length if length else min(1.0, past / max(self.epochs - hidden, 1))
             factor *= self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along))
         return factor
 
