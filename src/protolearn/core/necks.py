@@ -25,11 +25,11 @@ def make_neck(
     Parameters
     ----------
     kind : {"regular", "bottleneck", "tanh", "linear", "single", "principal", "identity"}
-        ``regular``: linear, ReLU, linear, sigmoid. ``tanh``: linear, tanh, linear, tanh. ``linear``: two linear layers and no activation. ``single``: one
-        linear layer and a sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two layers a step,
-        then a sigmoid. ``principal``: a fixed projection on principal axes (:class:`PrincipalAxes`, to
-        be fitted to tokens), then one linear layer that starts as half the identity. ``identity``: none, and ``dim``
-        must equal ``dim_in``.
+        ``regular``: linear, ReLU, linear, sigmoid. ``tanh``: linear, tanh, linear, tanh. ``linear``: two linear layers
+        and no activation. ``single``: one linear layer and a sigmoid. ``bottleneck``: the width is halved until it
+        reaches ``dim``, two layers a step, then a sigmoid. ``principal``: a fixed projection on principal axes
+        (:class:`PrincipalAxes`, to be fitted to tokens), then one linear layer that starts as half the identity.
+        ``identity``: none, and ``dim`` must equal ``dim_in``.
     dim_in, dim : int
         Widths.
     axes : int
