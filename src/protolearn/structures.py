@@ -289,6 +289,7 @@ class Explanation:
     """Why one case got one logit: rows in order of absolute contribution; their sum plus ``bias`` is the logit.
 
     ``rows`` holds every active prototype, so that the sum can be checked; ``top(n)`` gives the ones to show.
+    ``abstains`` says that nothing spoke for any class: ``predicted`` is then no answer.
     """
 
     case: str
@@ -299,6 +300,7 @@ class Explanation:
     bias: float
     probability: float
     rows: tuple[LedgerRow, ...]
+    abstains: bool = False
 
     @property
     def total(self) -> float:

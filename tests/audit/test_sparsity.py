@@ -9,6 +9,8 @@ from protolearn.core.bank import PrototypeBank
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import dot
 from protolearn.core.model import PrototypeModel
+from protolearn.core.reasoning import Reasoning
+from protolearn.core.scoring import ScoringSheet
 from protolearn.encoders import FeatureEncoder
 
 
@@ -41,3 +43,18 @@ def test_abstaining_takes_a_threshold() -> None:
     scores = torch.tensor([[0.3, 0.1], [0.05, 0.0], [torch.nan, 0.0]])
     assert abstains(scores, 0.1).tolist() == [False, True, True]
     assert abstains(scores).tolist() == [False, False, True]
+
+
+def test_of_an_output_the_head_says_whether_it_knows() -> None:
+    """Logits with a bias start anywhere: below 0 for every class they are an answer all the same."""
+    inputs = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    bank = PrototypeBank(torch.eye(2), torch.zeros(2, 2), learned=False)
+    heads = {
+        LinearEvidence(-torch.eye(2)): [False, False],
+        ScoringSheet(torch.eye(2)): [True, False],
+        Reasoning(torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])): [True, False],
+    }
+    for head, expected in heads.items():
+        out = PrototypeModel(FeatureEncoder(2), torch.nn.Identity(), bank, dot, head)(inputs)
+        assert abstains(out).tolist() == expected == head.abstains(out.logits).tolist()
+    assert abstains(out, 2.0).tolist() == [True, True]

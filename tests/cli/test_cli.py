@@ -25,6 +25,7 @@ from protolearn.cli.use import _file_name
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import UsageError
+from protolearn.methods import get_method
 from protolearn.methods.parts.protopnet import ProtoPNet
 from protolearn.training.folder import load, save
 from protolearn.training.project import project
@@ -620,3 +621,30 @@ def test_a_method_whose_name_has_a_hyphen(tmp_path: Path) -> None:
         read_settings(["digits", "--method", "prompt-cam", "--prompt-cam.epoch", "7", "--out", "model"])
     _, frozen = read_settings(["digits", "--method", "pdiscoformer", "--recipe", "frozen", "--out", "model"])
     assert frozen.settings()["encoder_rate"] is None
+
+
+def test_a_model_that_does_not_know_says_so(capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path) -> None:
+    """With forty prototypes and no training none is found above 0.1, so that no class scores anything."""
+    cases = digits("train")
+    method = get_method("pipnet")(prototypes=40)
+    model = method.build(SmallEncoder(dim=8), 10, 0).eval()
+    model.method, model.classes = method, cases.classes
+    folder = save(model, tmp_path / "model", cases)
+    rows = list(csv.DictReader(io.StringIO(Told(capsys, "predict", folder, picture).out)))
+    assert rows[0]["predicted"] == "does not know"
+    assert Told(capsys, "predict", folder, picture, "--json").json["predictions"][0]["abstains"] is True
+    explained = Told(capsys, "explain", folder, picture, "--out", tmp_path / "why", "--formats", "json,html,png")
+    assert "seven.png: does not know" in explained.out
+    assert json.loads((tmp_path / "why" / "seven.json").read_text())["abstains"] is True
+    page = (tmp_path / "why" / "seven.html").read_text()
+    assert "Does not know" in page
+    assert "Looks like" not in page.split("<main>")[1]
+    told = Told(capsys, "explain", folder, picture, "--out", tmp_path / "why", "--formats", "json", "--json").json
+    assert told["explanations"][0]["abstains"] is True
+    report = tmp_path / "report.html"
+    Told(capsys, "report", folder, "digits", "--out", report, "--quiet", "--device", "cpu")
+    assert "<strong>does not know</strong>" in report.read_text()
+
+
+def test_a_model_with_logits_never_abstains(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path) -> None:
+    assert Told(capsys, "predict", folder, picture, "--json").json["predictions"][0]["abstains"] is False

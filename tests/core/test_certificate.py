@@ -8,10 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from protolearn.core.certificate import radius_by_bisection, radius_closed_form
-from protolearn.core.reasoning import agreement, reasoning
+from protolearn.core.bank import PrototypeBank
+from protolearn.core.certificate import certified_radius, radius_by_bisection, radius_closed_form
+from protolearn.core.encoder import Encoder
+from protolearn.core.measures import squared_l2
+from protolearn.core.model import PrototypeModel
+from protolearn.core.reasoning import Reasoning, agreement, reasoning
+from protolearn.core.similarities import RadialBasis
+from protolearn.structures import Tokens
 
 
 def scores(x: Tensor, components: Tensor, sigma: Tensor, shares: Tensor) -> Tensor:
@@ -146,3 +152,71 @@ def test_wrong_shapes_are_named() -> None:
         radius_closed_form(torch.zeros(1, 4), torch.ones(4), shares, torch.tensor([-1]))
     with pytest.raises(ValueError, match="positive"):
         radius_closed_form(torch.zeros(1, 4), torch.zeros(4), shares, torch.tensor([0]))
+
+
+class Rows(Encoder):
+    """Features as they are."""
+
+    dim = 1
+
+    def forward(self, inputs: Tensor) -> Tokens:
+        return Tokens(inputs.view(-1, 1, 1))
+
+    def spec(self) -> dict[str, object]:
+        return {}
+
+
+def on_a_line(at: tuple[float, float], theta: list[list[list[float]]]) -> PrototypeModel:
+    """Two components of width 1 on a line, in single precision."""
+    bank = PrototypeBank(torch.tensor(at).unsqueeze(1), torch.zeros(2, 2))
+    head = Reasoning(torch.tensor(theta))
+    return PrototypeModel(Rows(), nn.Identity(), bank, squared_l2, head, similarity=RadialBasis(torch.ones(2))).eval()
+
+
+ABSENCE = [[[1.0, -1.0], [-1.0, 1.0]], [[-1.0, 1.0], [1.0, -1.0]]]
+PRESENCE = [[[20.0, -20.0], [-20.0, 20.0]]]
+
+
+@pytest.mark.parametrize(
+    ("model", "at"), [(on_a_line((-5.0, 0.0), ABSENCE), 4.0), (on_a_line((-30.0, 0.0), PRESENCE), 10.1)]
+)
+@torch.no_grad()
+def test_no_attack_in_single_precision_either_where_classes_are_all_but_tied(model: PrototypeModel, at: float) -> None:
+    """Far from both components the scores are equal up to rounding, and the lead is lost there, not by any move."""
+    x = torch.cat([torch.linspace(-1.0, 1.0, 41), torch.linspace(at - 3, at + 3, 121)])
+    out = model(x)
+    radius = certified_radius(out).float()
+    keep = out.logits.argmax(1)
+    assert bool((radius[:41] > 0).any()), "a certificate that is always 0 would prove nothing"
+    within = radius.clamp_max(50.0).unsqueeze(1) * torch.linspace(-0.999, 0.999, 401)
+    moved = model((x.unsqueeze(1) + within).flatten()).logits.argmax(1).view(len(x), -1)
+    assert int((moved != keep.unsqueeze(1)).sum()) == 0
+    exact = radius_by_bisection(out.distances.double().sqrt(), torch.ones(2), model.head.shares(), keep).amin(1)  # type: ignore[union-attr, operator]
+    beyond = exact.float().clamp_max(50.0).unsqueeze(1) * torch.linspace(-0.999, 0.999, 401)
+    flips = model((x.unsqueeze(1) + beyond).flatten()).logits.argmax(1).view(len(x), -1) != keep.unsqueeze(1)
+    assert int(flips.sum()) > 0, "the attack finds what scores taken as exact would promise"
+    assert bool((radius <= exact).all())
+
+
+def test_allowing_for_rounding_costs_little_where_there_is_a_lead() -> None:
+    for seed in range(10):
+        x, *head = random_head(seed)
+        keep = scores(x, *head).argmax(1)
+        distances = (x.unsqueeze(1) - head[0]).norm(dim=2)
+        exact = radius_by_bisection(distances, head[1], head[2], keep).amin(1)
+        careful = radius_by_bisection(distances, head[1], head[2], keep, rounding=torch.finfo(torch.float32)).amin(1)
+        clear = exact.isfinite() & (exact > 1e-3)
+        assert bool((careful <= exact).all())
+        assert float(((exact - careful) / exact)[clear].median()) < 1e-3
+
+
+def test_with_rounding_classes_that_are_alike_have_no_radius() -> None:
+    at, ones, limits = torch.tensor([[1.0, 1.0]]), torch.ones(2), torch.finfo(torch.float32)
+    same = torch.full((2, 2, 2), 0.25)
+    assert radius_by_bisection(at, ones, same, torch.tensor([0]), rounding=limits).tolist() == [[math.inf, 0.0]]
+    ahead = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[0.5, 0.5], [0.0, 0.0]]])  # nothing ever speaks for the other
+    always = torch.stack([ahead[1] * 0.5, ahead[1] * 0.5])
+    assert radius_by_bisection(at, ones, always, torch.tensor([0]), rounding=limits)[0, 1].item() == math.inf
+    coarse = torch.finfo(torch.bfloat16)
+    many = torch.full((1, 300), 1.0), torch.ones(300), reasoning(torch.randn(2, 3, 300)), torch.tensor([0])
+    assert radius_by_bisection(*many, rounding=coarse)[0, 1:].tolist() == [0.0, 0.0]

@@ -190,6 +190,10 @@ def test_rates_warm_up_fall_by_milestones_and_along_a_cosine() -> None:
     assert [round(cosine.factor(e), 4) for e in range(7)] == [
         0.5, 1.0, *(round(0.1 + 0.45 * (1 + math.cos(math.pi * k / 4)), 4) for k in range(5)),
     ]  # fmt: skip
+    hidden = Train("b", 6, rates, cosine=True, warmup=2, overlap=True)
+    assert [hidden.factor(e) for e in range(7)] == pytest.approx(
+        [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(2, 7))]
+    )
     by_step = Train("c", 2, {"prototypes": 1.0}, cosine=True, per="step")
     model = small()
     run = start_run(model, by_step)

@@ -250,3 +250,43 @@ def extra() -> Callable[..., float]:
 )
 def test_extra_memory_stays_under_50_mb(extra: Callable[..., float], sizes: tuple[int, ...]) -> None:
     assert extra(*sizes) < 50
+
+
+@pytest.mark.parametrize("measure", CASES, ids=lambda m: m.name)
+@pytest.mark.parametrize("steps", [4, 9])
+def test_padding_may_hold_anything_in_the_backward_pass_too(measure: Measure, steps: int) -> None:
+    """Short inputs are summed by a dense product, where 0 times NaN would be NaN."""
+    x, p = torch.randn(3, steps, 5), torch.randn(6, 5)
+    mask = torch.ones(3, steps, dtype=torch.bool)
+    mask[:, -1] = False
+    grads = []
+    for junk in (0.0, float("nan"), float("inf")):
+        dirty, vectors = x.clone(), p.clone().requires_grad_()
+        dirty[:, -1] = junk
+        dirty.requires_grad_()
+        best_match(dirty, vectors, measure, mask)[0].sum().backward()
+        assert dirty.grad is not None and vectors.grad is not None
+        grads.append((dirty.grad, vectors.grad))
+    for tokens, vectors in grads[1:]:
+        assert torch.equal(tokens, grads[0][0])
+        assert torch.equal(vectors, grads[0][1])
+
+
+@pytest.mark.parametrize("steps", [4, 9])
+def test_padding_does_not_spoil_what_the_neck_learns(steps: int) -> None:
+    from protolearn.encoders import FeatureEncoder
+    from protolearn.methods import get_method
+    from protolearn.structures import Tokens
+
+    model = get_method("protopnet")(prototypes_per_class=2, dim=4).build(FeatureEncoder(6), 3)
+    x, mask = torch.randn(3, steps, 6), torch.ones(3, steps, dtype=torch.bool)
+    mask[:, -1] = False
+    found = []
+    for junk in (0.0, float("nan")):
+        model.zero_grad()
+        out = model.run(Tokens(x.masked_fill(~mask.unsqueeze(-1), junk), mask=mask))
+        out.logits.square().sum().backward()
+        grads = [q.grad.clone() for q in (*model.neck.parameters(), model.bank.vectors) if q.grad is not None]
+        assert len(grads) == 5
+        found.append(grads)
+    assert all(torch.equal(clean, dirty) for clean, dirty in zip(*found, strict=True))

@@ -117,3 +117,18 @@ def test_widths_of_detection_are_kept_positive_and_follow_the_bank() -> None:
     with pytest.raises(ValueError, match="positive"):
         RadialBasis(torch.zeros(2))
     assert len(PrototypeBank.per_class(2, 1, 3)) == 2
+
+
+def test_what_a_unit_adds_knows_who_is_banned() -> None:
+    """The others take a banned component's share, in the score as in what is told about it."""
+    head = Reasoning.start(3, 4, generator=torch.Generator().manual_seed(0))
+    usable = torch.tensor([True, True, True, False])
+    bank = PrototypeBank(torch.eye(4), torch.zeros(4, 3))
+    bank.ban([3])
+    per_unit = head.per_unit(4, bank.usable)
+    assert per_unit is not None
+    evidence = torch.zeros(5, 4)
+    evidence[1:] = torch.eye(4)
+    scores = agreement(evidence, head.shares(usable))
+    torch.testing.assert_close((scores[1:] - scores[0]).T, per_unit)
+    assert not torch.allclose(per_unit[:, :3], head.per_unit(4)[:, :3])  # type: ignore[index]

@@ -198,3 +198,12 @@ def test_wrong_input_is_said_in_one_line(change: dict[str, Any], X: Any, y: Any,
 def test_other_width_at_prediction(fitted: PrototypeClassifier) -> None:
     with pytest.raises(DataError, match="X has 3 features, but PrototypeClassifier was fitted on 64"):
         fitted.predict(np.zeros((2, 3)))
+
+
+def test_it_says_where_the_label_is_no_answer(fitted: PrototypeClassifier, data: tuple[np.ndarray, np.ndarray]) -> None:
+    assert not fitted.abstains(data[0][:5]).any()
+    settings = {"prototypes": 30, "encoder_rate": None, "two_views": False, "pretrain_epochs": 0, "joint_epochs": 1}
+    unsure = PrototypeClassifier("pipnet", settings=settings, random_state=0).fit(*data)
+    empty = np.zeros((1, 64))
+    assert unsure.abstains(empty).tolist() == [True], "no prototype is clear where nothing is"
+    assert not unsure.decision_function(empty).any()

@@ -246,7 +246,9 @@ def test_the_schedule_is_the_papers() -> None:
     assert pretrain.weights == {"align": Ramp(0.0, 1.0), "tanh": 5.0}
     assert pretrain.pairs
     assert head.rates == {"head": 5e-3}
-    assert joint.rates == {"encoder": 3.75e-4, "neck": 3.75e-4, "head": 5e-3}
+    assert joint.rates == {"encoder": 3.75e-4, "neck": 3.75e-4, "head": 3.75e-4}
+    tuned = CBC(**CBC.recipes["frozen"].method).phases()
+    assert [p.rates for p in tuned if isinstance(p, Train)][1:] == [{"head": 5e-2}, {"neck": 5e-3, "head": 5e-2}]
     assert CBC().weights() == {"margin": 1.0, "align": 0.0, "tanh": 0.0}
     assert sources == Project("sources", rule="any", move=False)
     aligned = CBC(align_weight=1.25, joint_epochs=108).phases()[2]

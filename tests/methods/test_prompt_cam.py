@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from protolearn.audit.deletion import deletion_curve
@@ -180,6 +181,9 @@ def test_prompts_start_as_the_paper_says_and_rates_rise_and_fall() -> None:
     assert rates[19] == pytest.approx(0.005)
     assert rates[130] == pytest.approx(1e-6)
     assert rates[20:] == sorted(rates[20:], reverse=True)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.005)
+    theirs = CosineLRScheduler(optimizer, t_initial=130, lr_min=1e-6, warmup_t=20)
+    assert rates[20:130] == pytest.approx([theirs._get_lr(epoch)[0] for epoch in range(20, 130)], rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,24 @@ def test_it_starts_as_the_paper_says() -> None:
     assert torch.equal(model.bank.vectors, again.bank.vectors)
 
 
+def test_a_batch_without_labels_counts_for_the_epoch_of_the_leaf_rule() -> None:
+    """Else the next epoch begins in the middle, and ever more is worn off or kept."""
+    model = ProtoTree(depth=2, dim=25).build(FeatureEncoder(25), 10)
+    method, head = ProtoTree(depth=2, dim=25), model.head
+    assert isinstance(head, TreeHead)
+    tokens, labels = patches()
+    out = model(tokens[:20])
+    sums = []
+    for _ in range(3):
+        for step in range(4):
+            y = torch.from_numpy(labels[:20]).long() if step != 1 else torch.full((20,), -1)
+            method.after_step(model, out, y, 4)
+        sums.append(float(head.leaves.sum()))
+    assert int(head.done) == 12
+    assert sums[0] == pytest.approx(60, abs=1e-3), "an epoch's counts are its labelled cases"
+    assert sums == pytest.approx([60.0] * 3, rel=0.1)
+
+
 def test_edges() -> None:
     """One batch of one class, no label at all, one prototype, and a NaN that must surface."""
     model = ProtoTree(depth=1, dim=4).build(SmallEncoder(8), classes=3)
@@ -191,7 +209,9 @@ def test_edges() -> None:
         assert term.isfinite()
         before = model.head.leaves.clone()  # type: ignore[operator, union-attr]
         method.after_step(model, out, labels, 1)
-        assert bool((labels < 0).all()) == torch.equal(before, model.head.leaves)  # type: ignore[arg-type]
+        counted = float(model.head.leaves.sum())  # type: ignore[operator, union-attr]
+        assert not torch.equal(before, model.head.leaves)  # type: ignore[arg-type]
+        assert counted == pytest.approx(float((labels >= 0).sum()), abs=1e-4), "an epoch keeps what it counted"
     with torch.no_grad():
         broken = model(torch.full((1, 3, 32, 32), float("nan")))
     assert broken.logits.isnan().all()

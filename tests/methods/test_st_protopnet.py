@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protolearn.core.method import Project, Train
 from protolearn.data import digits
@@ -238,7 +238,21 @@ def test_the_schedule_is_the_papers() -> None:
     cropped = STProtoPNet(**STProtoPNet.recipes["cropped"].method).phases()[1]
     assert isinstance(cropped, Train)
     assert [cropped.factor(done) for done in (1, 2, 4, 8, 20)] == pytest.approx([1, 0.2, 0.04, 0.0016, 0.0016])
+    assert cropped.decay == {"encoder": 5e-4, "neck": 5e-4}
     assert all(phase == Project() for phase in plan if isinstance(phase, Project))
     trivial, support = STProtoPNet().turns()
     assert (trivial["trivial_separation"], support["support_separation"]) == (0.08, 0.48)
     assert make_method(STProtoPNet(project_at=(3, 5)).settings()) == STProtoPNet(project_at=(3, 5))
+
+
+def test_cropped_pictures_have_a_neck_of_their_own() -> None:
+    """The authors' other variant: each branch linear, tanh, linear, tanh, on the map as it comes."""
+    model = STProtoPNet(**STProtoPNet.recipes["cropped"].method).build(SmallEncoder(dim=8), 2)
+    layers = [[type(layer) for layer in neck] for neck in model.neck.necks]  # type: ignore[union-attr]
+    assert layers == [[nn.Linear, nn.Tanh, nn.Linear, nn.Tanh]] * 2
+    x = torch.rand(2, 3, 32, 32)
+    encoded = model.encode(x)
+    assert model.embed(encoded).grid == encoded.grid
+    first = model.neck.necks[0]  # type: ignore[union-attr, index]
+    by_hand = (first[2](first[0](encoded.values).tanh())).tanh()
+    torch.testing.assert_close(model.embed(encoded).values[..., :64], by_hand)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
+from protolearn.core.encoder import Encoder
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.matching import all_matches, best_match
 from protolearn.core.measures import squared_l2
 from protolearn.core.model import PrototypeModel
 from protolearn.core.projection import NearestTokens
 from protolearn.core.similarities import LogRatio
+from protolearn.errors import UsageError
 from protolearn.methods.parts.protopnet import ProtoPNet
 from protolearn.objectives.attraction import cluster, separation
 from protolearn.objectives.classification import cross_entropy
@@ -158,3 +160,27 @@ def test_a_class_without_pictures_keeps_its_prototypes(reference: Reference) -> 
     bank.move(rows, search.result.vectors[rows, 0], [None] * len(rows))
     after = torch.where(there.unsqueeze(1), want["prototypes_after_paper"].flatten(1), want["prototypes"].flatten(1))
     assert torch.equal(bank.vectors.detach(), after)
+
+
+def test_the_linear_similarity_is_minus_the_distance(want: Numbers) -> None:
+    method = ProtoPNet(similarity="linear", prototypes_per_class=2, dim=6, neck="identity")
+    built = method.build(Rows(6), 3).double()
+    built.bank.vectors.data = want["prototypes"].flatten(1).double()
+    built.head.weight.data = want["last_layer"].double()  # type: ignore[union-attr]
+    out = built(tokens_of(want["z"]).values)
+    close(out.similarities.detach(), -want["min_distance"])
+    close(out.logits.detach(), -want["min_distance"] @ want["last_layer"].T)
+    with pytest.raises(UsageError, match="similarity"):
+        ProtoPNet(similarity="cubic", dim=6, neck="identity").build(Rows(6), 3)  # type: ignore[arg-type]
+
+
+class Rows(Encoder):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, inputs: Tensor) -> Tokens:
+        return Tokens(inputs)
+
+    def spec(self) -> dict[str, object]:
+        return {}

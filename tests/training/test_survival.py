@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,11 +17,12 @@ from safetensors.torch import load_file
 from protolearn.core.bank import PrototypeBank
 
 JOB = Path(__file__).with_name("job.py")
+TREE_JOB = Path(__file__).with_name("tree_job.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def start(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, *before, str(JOB), *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE)
+def start(*arguments: str, before: tuple[str, ...] = (), job: Path = JOB) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, *before, str(job), *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE)
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
@@ -75,3 +77,17 @@ def test_two_processes_give_the_prototypes_of_one(tmp_path: Path) -> None:
     for name in first:
         if not name.endswith("_extra_state"):
             torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_rule_that_moves_leaves_sees_the_cases_of_all_processes(tmp_path: Path) -> None:
+    """Buffers are the first process's everywhere, so a rule fed with its shard would lose the others' cases."""
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    finish(start(str(one), job=TREE_JOB))
+    finish(start(str(two), before=torchrun, job=TREE_JOB))
+    alone, together = (json.loads(path.read_text()) for path in (one, two))
+    assert alone["cases"] == pytest.approx(121, abs=1e-3)
+    assert together["cases"] == pytest.approx(121, abs=1e-3)
+    assert together["classes"] == pytest.approx(alone["classes"], abs=1e-3)
+    assert alone["steps"] == together["steps"] == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from protolearn.core.heads import nothing_scores
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
 from protolearn.structures import Output
@@ -33,19 +34,22 @@ def global_size(model: PrototypeModel, least: float = 1e-3) -> int | None:
 
     None for a head whose contributions are not a weight times the evidence.
     """
-    weights = model.head.per_unit(len(model.bank))
+    weights = model.head.per_unit(len(model.bank), model.bank.usable)
     return None if weights is None else int(((weights.abs() > least).any(0) & model.bank.usable).sum())
 
 
-def abstains(scores: Tensor, least: float = 0.0) -> Tensor:
+def abstains(scores: Tensor | Output, least: float = 0.0) -> Tensor:
     """Return ``(B,)`` where no class scores more than ``least``: "I don't know", rather than a guess.
 
-    For heads whose scores start at 0 with nothing found (points, agreements), and not for logits with a bias. NaN is no
-    score.
+    Of an output it is what its head says, by which a head whose scores do not start at 0 never abstains; with ``least``
+    above 0, and for bare scores, the caller knows that they start at 0 with nothing found (points, agreements). NaN is
+    no score.
 
     Examples
     --------
     >>> abstains(torch.tensor([[0.0, 0.0], [0.0, 0.2]])).tolist()
     [True, False]
     """
-    return ~(scores > least).any(1)
+    if isinstance(scores, Output):
+        return nothing_scores(scores.logits, least) if least > 0 else scores.head.abstains(scores.logits)
+    return nothing_scores(scores, least)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from protolearn.data import Cases
 
 FORMATS = ("png", "json", "html")
+UNKNOWN = "does not know"
+"""In place of a class where nothing speaks for any."""
 
 
 def run_predict(args: Any) -> int:
@@ -37,7 +39,7 @@ def run_predict(args: Any) -> int:
     if args.all:
         names += [f"p({name})" for name in model.classes]
         rows = [{**row, **{f"p({name})": p for name, p in row["probabilities"].items()}} for row in rows]
-    table = csv_text(names, rows)
+    table = csv_text(names, [{**row, "predicted": UNKNOWN} if row["abstains"] else row for row in rows])
     if args.out is None:
         say(table.rstrip("\n"))
         return 0
@@ -60,6 +62,7 @@ def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[st
     for batch in track(seen, len(cases), "predicting", quiet=args.quiet):
         probabilities = model.head.probabilities(batch.output.logits.double()).cpu()
         top = probabilities.topk(min(2, len(model.classes)), dim=1)
+        unknown = model.head.abstains(batch.output.logits).tolist()
         for place, index in enumerate(batch.indices):
             first, second = int(top.indices[place, 0]), int(top.indices[place, -1])
             row: dict[str, Any] = {
@@ -68,6 +71,7 @@ def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[st
                 "probability": round(float(top.values[place, 0]), 6),
                 "runner_up": model.classes[second],
                 "runner_up_probability": round(float(top.values[place, -1]), 6),
+                "abstains": unknown[place],
             }
             if args.all:
                 row["probabilities"] = {
@@ -110,6 +114,7 @@ def run_explain(args: Any) -> int:
                 "predicted": model.classes[found.predicted],
                 "probability": found.probability,
                 "logit": found.logit,
+                "abstains": found.abstains,
                 "prototype": None if best is None else best.prototype,
                 "contribution": None if best is None else best.contribution,
                 "looks_like": None if best is None or best.source is None else best.source.case,
@@ -122,7 +127,8 @@ def run_explain(args: Any) -> int:
     for entry in told:
         like = f", most of all prototype {entry['prototype']}" if entry["prototype"] is not None else ""
         like += f" ({entry['contribution']:+.2f}) from {entry['looks_like']}" if entry["looks_like"] else ""
-        say(f"{entry['case']}: {entry['predicted']} ({entry['probability']:.2f}){like}", args.quiet)
+        named = UNKNOWN if entry["abstains"] else f"{entry['predicted']} ({entry['probability']:.2f}){like}"
+        say(f"{entry['case']}: {named}", args.quiet)
     say(f"{len(told)} explained in {folder}/", args.quiet)
     return 0
 

@@ -15,6 +15,10 @@ position, ``t_k`` is the smallest distance, and the bound holds for a move of al
 Derived for this library, and checked against attacks in its tests; the paper's own theorem (Saralajew et al., AAAI
 2025, arXiv 2412.15499) was not at hand. All sums are taken as logarithms, because far from every component they
 underflow although the radius is finite.
+
+A prediction is made of scores that were rounded. Where they are all but equal, rounding decides, and no move can be
+ruled out. :func:`certified_radius` therefore asks for a lead that rounding cannot make up for: each of the K products
+and sums of a score is off by at most ``eps`` of it, scores by at most ``(K + 4) eps`` of what they could be.
 """
 
 from __future__ import annotations
@@ -50,7 +54,15 @@ class _Pairs(NamedTuple):
         return (self.falls <= _NOTHING).all(-1) & (self.behind <= _NOTHING)
 
 
-def radius_by_bisection(distances: Tensor, sigma: Tensor, shares: Tensor, target: Tensor, *, steps: int = 64) -> Tensor:
+def radius_by_bisection(
+    distances: Tensor,
+    sigma: Tensor,
+    shares: Tensor,
+    target: Tensor,
+    *,
+    steps: int = 64,
+    rounding: torch.finfo | None = None,
+) -> Tensor:
     """Return ``(B, C)`` the radius within which class ``target`` is not beaten by each other class.
 
     Parameters
@@ -65,12 +77,15 @@ def radius_by_bisection(distances: Tensor, sigma: Tensor, shares: Tensor, target
         ``(B,)`` the class to keep, mostly the predicted one.
     steps : int
         Halvings; what is returned is the certified end of the last interval.
+    rounding : torch.finfo, optional
+        Of the numbers that predictions are compared in: the lead must then be larger than their rounding. By default
+        scores are taken as exact.
 
     Returns
     -------
     Tensor
-        ``(B, C)``, float64, without gradient. 0 where the rival wins already; inf where it never can, and for the
-        target itself. The smallest of a row is the certified radius of that input.
+        ``(B, C)``, float64, without gradient. 0 where the rival wins already, or is too near to tell; inf where it
+        never can, and for the target itself. The smallest of a row is the certified radius of that input.
 
     Raises
     ------
@@ -88,21 +103,30 @@ def radius_by_bisection(distances: Tensor, sigma: Tensor, shares: Tensor, target
     with torch.no_grad():
         rows = max(1, _CHUNK // (shares.shape[1] * shares.shape[2]))
         parts = zip(torch.split(distances.double(), rows), torch.split(target, rows), strict=True)
-        found = [_bisect(t, sigma.double(), shares.double(), own, steps) for t, own in parts]
+        found = [_bisect(t, sigma.double(), shares.double(), own, steps, rounding) for t, own in parts]
     return torch.cat(found) if found else distances.new_zeros(0, shares.shape[1], dtype=torch.float64)
 
 
-def _bisect(t: Tensor, sigma: Tensor, shares: Tensor, target: Tensor, steps: int) -> Tensor:
+def _bisect(
+    t: Tensor, sigma: Tensor, shares: Tensor, target: Tensor, steps: int, rounding: torch.finfo | None
+) -> Tensor:
     t, pairs = _without_absent(t, _pairs(shares, target))
+    shrink, swell, extra, safe = 0.0, 0.0, torch.full_like(pairs.ahead, _NOTHING), pairs.safe
+    if rounding is not None:
+        count, base = shares.shape[2], shares[1].sum(1)
+        off = (count + 4) * rounding.eps
+        shrink, swell = math.log1p(-min(off, 1.0 - 1e-9)), math.log1p(off)
+        extra = _log(off * (base[target].unsqueeze(1) + base) + count * rounding.tiny)
+        safe = safe & (pairs.ahead + shrink >= extra)  # a lead that is never lost may get lost in rounding, far away
 
     def holds(radius: Tensor) -> Tensor:
         away, near = t.unsqueeze(1) + radius.unsqueeze(-1), t.unsqueeze(1) - radius.unsqueeze(-1)
-        gain = (pairs.rises - away.square() / sigma).logsumexp(-1).logaddexp(pairs.ahead)
-        loss = (pairs.falls - near.clamp_min(0.0).square() / sigma).logsumexp(-1).logaddexp(pairs.behind)
-        return gain >= loss
+        gain = (pairs.rises - away.square() / sigma).logsumexp(-1).logaddexp(pairs.ahead) + shrink
+        loss = (pairs.falls - near.clamp_min(0.0).square() / sigma).logsumexp(-1).logaddexp(pairs.behind) + swell
+        return gain >= loss.logaddexp(extra)
 
     low = torch.zeros_like(pairs.ahead)
-    wins = holds(low) & ~pairs.safe
+    wins = holds(low) & ~safe
     high = low + t.amax(1, keepdim=True) + sigma.amax().sqrt()
     for _ in range(steps):  # widen until the bound fails
         still = holds(high) & wins
@@ -113,14 +137,15 @@ def _bisect(t: Tensor, sigma: Tensor, shares: Tensor, target: Tensor, steps: int
         middle = (low + high) / 2.0
         good = holds(middle) & wins
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return low.masked_fill(pairs.safe, torch.inf).scatter(1, target.unsqueeze(1), torch.inf)
+    return low.masked_fill(safe, torch.inf).scatter(1, target.unsqueeze(1), torch.inf)
 
 
 def certified_radius(out: Output) -> Tensor:
     """Return ``(B,)`` how far each input may move, where distances are taken, with its prediction proven to stay.
 
-    For outputs of a ``Reasoning`` head over radial basis functions of squared L2 distances; up to rounding of the
-    distances themselves. Without gradient, float64, inf where nothing can change the prediction.
+    For outputs of a ``Reasoning`` head over radial basis functions of squared L2 distances. Rounding of the scores is
+    allowed for: where classes are as good as tied the radius is 0; rounding of the distances themselves is not. Without
+    gradient, float64, inf where nothing can change the prediction.
 
     Raises
     ------
@@ -132,7 +157,8 @@ def certified_radius(out: Output) -> Tensor:
         raise UsageError("a certified radius needs reasoning over radial basis functions, without clipped detections")
     with torch.no_grad():
         distances = out.distances.double().sqrt()
-        return radius_by_bisection(distances, similar.width, head.shares(out.bank.usable), out.logits.argmax(1)).amin(1)
+        shares, limits = head.shares(out.bank.usable), torch.finfo(out.logits.dtype)
+        return radius_by_bisection(distances, similar.width, shares, out.logits.argmax(1), rounding=limits).amin(1)
 
 
 def radius_closed_form(distances: Tensor, sigma: Tensor, shares: Tensor, target: Tensor) -> Tensor:

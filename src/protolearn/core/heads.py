@@ -70,8 +70,15 @@ class Head(nn.Module, ABC):
         """Return ``(B, C)`` probabilities for what :meth:`read` returned: a softmax, unless they are some already."""
         return logits.softmax(-1)
 
-    def per_unit(self, count: int) -> Tensor | None:
-        """Return ``(C, P)``: what one unit of each prototype's evidence adds; None where that is not all it reads."""
+    def abstains(self, logits: Tensor) -> Tensor:
+        """Return ``(B,)`` bool: nothing speaks for any class, so that the largest score is no answer. Never, here."""
+        return torch.zeros_like(logits[..., 0], dtype=torch.bool)
+
+    def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
+        """Return ``(C, P)``: what one unit of each prototype's evidence adds; None where that is not all it reads.
+
+        ``usable`` ``(P,)`` bool says which prototypes speak, where what one adds depends on who else does.
+        """
         if self.reads != ("evidence",):
             return None
         return self.contributions(self.offset().new_ones(1, count))[0]
@@ -79,6 +86,17 @@ class Head(nn.Module, ABC):
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring the weights back to where they may be, after a step of the optimiser."""
+
+
+def nothing_scores(scores: Tensor, least: float = 0.0) -> Tensor:
+    """Return ``(B,)`` bool: no class scores more than ``least``; NaN is no score. For scores that start at 0.
+
+    Examples
+    --------
+    >>> nothing_scores(torch.tensor([[0.0, 0.0], [0.0, 0.2]])).tolist()
+    [True, False]
+    """
+    return ~(scores > least).any(-1)
 
 
 class WeighedEvidence(Head):
@@ -318,7 +336,7 @@ class NearestOfClass(Head):
         logs = logs.where((logits > 0).any(-1, keepdim=True), 0.0)
         return (self.power * logs).softmax(-1)
 
-    def per_unit(self, count: int) -> Tensor | None:
+    def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
         """Return ``(C, P)``: a unit of evidence adds one to the own class, where it wins."""
         return torch.nn.functional.one_hot(self.owner + 1, self.classes + 1)[:, 1:].T.float()
 

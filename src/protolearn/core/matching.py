@@ -246,6 +246,8 @@ def _gradients(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, Tensor | None
         part = slice(i, i + rows)
         grad = incoming[part].masked_fill(torch.isinf(best[part]), 0.0)
         x, at = values[part], positions[part]
+        if mask is not None and steps <= _FEW_STEPS:  # there a product takes in every row: 0 times NaN is NaN
+            x = x.masked_fill(~mask[part].unsqueeze(-1), 0.0)
         p = prototypes[part] if prototypes.ndim == 3 else prototypes
         to_x = None if grad_x is None else grad_x[part]
         to_p = None if grad_p is None else grad_p[part] if prototypes.ndim == 3 else grad_p

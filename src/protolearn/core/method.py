@@ -82,6 +82,8 @@ class Train(Phase):
         Epochs after which the cosine of a group begins anew, time after time; those not named have one cosine.
     warmup : int
         Epochs in which the rates rise to their value in a straight line; the cosine begins after them.
+    overlap : bool
+        The cosine counts from the first epoch instead, and the warm-up hides its beginning.
     per : {"epoch", "step"}
         How often warm-up and cosine move the rates.
     optimizer : {"adam", "adamw", "sgd"}
@@ -110,6 +112,7 @@ class Train(Phase):
     floor: float = 0.0
     restart: Mapping[str, int] = field(default_factory=dict)
     warmup: int = 0
+    overlap: bool = False
     per: Literal["epoch", "step"] = "epoch"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
@@ -138,8 +141,9 @@ class Train(Phase):
             return factor * (done + unit) / self.warmup
         if self.cosine:
             length = self.restart.get(group)
-            past = done - self.warmup
-            along = past % length / length if length else min(1.0, past / max(self.epochs - self.warmup, 1))
+            hidden = 0 if self.overlap else self.warmup
+            past = done - hidden
+            along = past % length / length if length else min(1.0, past / max(self.epochs - hidden, 1))
             factor *= self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along))
         return factor
 
@@ -285,7 +289,8 @@ class Method(ABC):
     def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
         """Move by rule what no gradient moves, after a step on a batch; ``steps`` is how many an epoch has.
 
-        Called without gradients, before the constraints of bank and head are applied.
+        Called without gradients, before the constraints of bank and head are applied. On several processes ``out``
+        holds the rows of all of them, without tokens and inputs, and padding has the label -1.
         """
         return
 

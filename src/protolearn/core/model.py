@@ -16,6 +16,7 @@ from protolearn.core.matching import all_matches, best_match, mean_match
 from protolearn.core.measures import Distance, Measure
 from protolearn.core.metrics import Metric, under
 from protolearn.core.pooling import Pooling, max_pool
+from protolearn.core.precision import full_precision
 from protolearn.core.similarities import Identity, PerPrototype, ToSimilarity
 from protolearn.structures import Output, Tokens
 
@@ -133,6 +134,8 @@ class PrototypeModel(nn.Module):
 
     def embed(self, tokens: Tokens) -> Tokens:
         """Return tokens after the neck: what prototypes are compared with."""
+        if tokens.mask is not None:  # padding may hold anything; NaN times a gradient of 0 would spoil the neck's
+            tokens = tokens.replace(values=tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0.0))
         on_tokens = getattr(self.neck, "on_tokens", None)
         if on_tokens is not None:
             whole: Tokens = on_tokens(tokens)
@@ -169,7 +172,10 @@ class PrototypeModel(nn.Module):
         if "average" in self.head.reads:
             average = mean_match(values, vectors, self._measure, tokens.mask)
             out = out.replace(average=average.masked_fill(~usable, self.measure.farthest))
-        return out.replace(logits=self.head.read(out))
+        # the leads between classes are small beside the scores, and half precision would round them away
+        out = _singly(out)
+        with full_precision(evidence.device):
+            return out.replace(logits=self.head.read(out))
 
     def run(self, encoded: Tokens, inputs: Tensor | None = None) -> Output:
         """Return the path from the encoder's tokens on; ``inputs`` are what it made them of, where they are at hand."""
@@ -248,3 +254,23 @@ class PrototypeModel(nn.Module):
         """
         vectors = {"vectors": self.bank.vectors} if self.encoder.reads_bank else {}
         return fingerprint(self.encoder.spec(), self.encoder.about_training, self.encoder, self.neck, **vectors)
+
+
+def _singly(out: Output) -> Output:
+    """Return an output whose tables and tokens are in single precision, or as they are where they are finer."""
+    changes: dict[str, Any] = {
+        name: value.float()
+        for name in ("distances", "similarities", "evidence", "table", "average")
+        if (value := getattr(out, name)) is not None and _is_half(value)
+    }
+    if out.tokens is not None:
+        tokens = out.tokens
+        summary = tokens.summary if tokens.summary is None or not _is_half(tokens.summary) else tokens.summary.float()
+        extras = {name: value.float() if _is_half(value) else value for name, value in tokens.extras.items()}
+        values = tokens.values.float() if _is_half(tokens.values) else tokens.values
+        changes["tokens"] = tokens.replace(values=values, summary=summary, extras=extras)
+    return out.replace(**changes)
+
+
+def _is_half(values: Tensor) -> bool:
+    return values.dtype in (torch.float16, torch.bfloat16)

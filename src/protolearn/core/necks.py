@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from protolearn.core.maps import enlarge
 from protolearn.structures import Tokens
 
-NeckKind = Literal["regular", "bottleneck", "linear", "single", "principal", "identity"]
+NeckKind = Literal["regular", "bottleneck", "tanh", "linear", "single", "principal", "identity"]
 
 
 def make_neck(
@@ -25,12 +25,12 @@ def make_neck(
 
     Parameters
     ----------
-    kind : {"regular", "bottleneck", "linear", "single", "principal", "identity"}
-        ``regular``: linear, ReLU, linear, sigmoid. ``linear``: two linear layers and no activation. ``single``: one
-        linear layer and a sigmoid. ``bottleneck``: the width is halved until it reaches ``dim``, two layers a step,
-        then a sigmoid. ``principal``: a fixed projection on principal axes (:class:`PrincipalAxes`, to
-        be fitted to tokens), then one linear layer that starts as half the identity. ``identity``: none, and ``dim``
-        must equal ``dim_in``.
+    kind : {"regular", "bottleneck", "tanh", "linear", "single", "principal", "identity"}
+        ``regular``: linear, ReLU, linear, sigmoid. ``tanh``: linear, tanh, linear, tanh. ``linear``: two linear layers
+        and no activation. ``single``: one linear layer and a sigmoid. ``bottleneck``: the width is halved until it
+        reaches ``dim``, two layers a step, then a sigmoid. ``principal``: a fixed projection on principal axes
+        (:class:`PrincipalAxes`, to be fitted to tokens), then one linear layer that starts as half the identity.
+        ``identity``: none, and ``dim`` must equal ``dim_in``.
     dim_in, dim : int
         Widths.
     axes : int
@@ -54,8 +54,9 @@ def make_neck(
         with torch.no_grad():
             layer.weight.copy_(0.5 * torch.eye(*layer.weight.shape))
         return nn.Sequential(reduced, layer)
-    if kind == "linear":
-        return nn.Sequential(_linear(dim_in, dim, generator), _linear(dim, dim, generator))
+    if kind in ("linear", "tanh"):
+        first, second = _linear(dim_in, dim, generator), _linear(dim, dim, generator)
+        return nn.Sequential(first, second) if kind == "linear" else nn.Sequential(first, nn.Tanh(), second, nn.Tanh())
     if kind == "single":
         return one_layer(dim_in, dim, generator=generator)
     widths = [(dim_in, dim), (dim, dim)] if kind == "regular" else _halving(dim_in, dim)

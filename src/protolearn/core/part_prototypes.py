@@ -16,7 +16,7 @@ from protolearn.core.method import Coefficients, Initialise, Method, Phase, Proj
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import NeckKind, make_neck
 from protolearn.core.settings import at_least, rates_of, rising_epochs
-from protolearn.core.similarities import LogRatio
+from protolearn.core.similarities import LogRatio, Negative
 from protolearn.core.starts import start_from_tokens
 
 
@@ -119,14 +119,24 @@ class PartMethod(Method):
         )
 
 
-def part_model(method: PartMethod, encoder: Encoder, classes: int, seed: int, *, eps: float) -> PrototypeModel:
-    """Return a model whose logits are weighed log-ratio similarities of each class's own parts.
+def part_model(
+    method: PartMethod,
+    encoder: Encoder,
+    classes: int,
+    seed: int,
+    *,
+    eps: float,
+    similarity: Literal["log", "linear"] = "log",
+) -> PrototypeModel:
+    """Return a model whose logits are weighed similarities of each class's own parts.
 
-    Source: ProtoPNet (Chen et al., 2019): squared distance, ``log((d + 1) / (d + eps))``, a last layer that starts at 1
-    for the own class and -0.5 for the others, without bias.
+    Source: ProtoPNet (Chen et al., 2019): squared distance, ``log((d + 1) / (d + eps))`` or ``-d``, a last layer that
+    starts at 1 for the own class and -0.5 for the others, without bias.
     """
     draw = torch.Generator().manual_seed(seed)
     neck = make_neck(method.neck, encoder.dim, method.dim, axes=method.axes, generator=draw)
     bank = PrototypeBank.per_class(classes, method.prototypes_per_class, method.dim, generator=draw)
     head = LinearEvidence.from_ownership(bank.ownership, own=1.0, other=-0.5)
-    return PrototypeModel(encoder, neck, bank, squared_l2, head, similarity=LogRatio(eps))
+    return PrototypeModel(
+        encoder, neck, bank, squared_l2, head, similarity=LogRatio(eps) if similarity == "log" else Negative()
+    )

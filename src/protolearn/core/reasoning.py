@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protolearn.core.heads import Head, resize_to
+from protolearn.core.heads import Head, nothing_scores, resize_to
 from protolearn.structures import Output
 
 
@@ -170,9 +170,13 @@ class Reasoning(Head):
         total = scores.sum(-1, keepdim=True)
         return torch.where(total > 0, scores / torch.where(total > 0, total, 1.0), 1.0 / logits.shape[-1])
 
-    def per_unit(self, count: int) -> Tensor | None:
+    def abstains(self, logits: Tensor) -> Tensor:
+        """Return where no class scores anything: none of what any class expects was met."""
+        return nothing_scores(logits)
+
+    def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
         """Return ``R+ - R-``, ``(C, P)``: what a component found adds, beside one that is absent."""
-        shares = self.shares()
+        shares = self.shares(usable)
         return shares[0] - shares[1]
 
     def keep(self, rows: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protolearn.core.heads import Head, resize_to
+from protolearn.core.heads import Head, nothing_scores, resize_to
 
 
 def squash(scores: Tensor, power: float = 2.0) -> Tensor:
@@ -88,6 +88,10 @@ class ScoringSheet(Head):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax over classes of the squashed scores."""
         return squash(logits, self.power).softmax(-1)
+
+    def abstains(self, logits: Tensor) -> Tensor:
+        """Return where no class scores anything: "I don't know"."""
+        return nothing_scores(logits)
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -198,7 +198,7 @@ class TreeHead(Head):
         """Return the scores, which are probabilities."""
         return logits / logits.sum(1, keepdim=True)
 
-    def per_unit(self, count: int) -> Tensor | None:
+    def per_unit(self, count: int, usable: Tensor | None = None) -> Tensor | None:
         """Return None: what a prototype adds depends on the others."""
         return None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
-from protolearn.core.heads import Head
+from protolearn.core.heads import Head, nothing_scores
 from protolearn.core.neighbours import largest
 
 if TYPE_CHECKING:
@@ -184,6 +184,10 @@ class Votes(Head):
 
     def keep(self, rows: Tensor) -> None:
         """Do nothing: the bank holds what there is to know of a case."""
+
+    def abstains(self, logits: Tensor) -> Tensor:
+        """Return where nobody voted."""
+        return nothing_scores(logits)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the scores themselves; all classes alike where nobody voted."""

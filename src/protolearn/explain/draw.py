@@ -299,6 +299,11 @@ def index_of(cases: CaseList, case: str) -> int | None:
     return ids.index(case) if case in ids else None
 
 
+def verdict(explanation: Explanation, names: Sequence[str]) -> str:
+    """Return what a model says of a case, in a few words."""
+    return "Does not know" if explanation.abstains else f"Looks like {names[explanation.predicted]}"
+
+
 def explanation_picture(
     painter: Painter,
     picture: Image.Image,
@@ -372,13 +377,11 @@ class _Card:
 
     def title(self) -> None:
         e = self.explanation
-        predicted = self.names[e.predicted]
+        said = "does not know" if e.abstains else f"predicted: {self.names[e.predicted]}"
         x = self.words(
             self.MARGIN,
             self.y,
-            f"Looks like {predicted}"
-            if e.target == e.predicted
-            else f"Why {self.names[e.target]}? (predicted: {predicted})",
+            verdict(e, self.names) if e.target == e.predicted else f"Why {self.names[e.target]}? ({said})",
             34,
             width=880,
             bold=True,
@@ -387,7 +390,9 @@ class _Card:
         self.y += 48
         told = f"case {e.case}"
         if e.label is not None:
-            told += f"  ·  labelled {self.names[e.label]}: " + ("right" if e.label == e.predicted else "WRONG")
+            told += f"  ·  labelled {self.names[e.label]}: " + (
+                "right" if e.label == e.predicted and not e.abstains else "not known" if e.abstains else "WRONG"
+            )
         self.words(self.MARGIN, self.y, told, 18, SOFT, width=self.WIDTH - 2 * self.MARGIN)
         self.y += 44
         self.draw.line([(self.MARGIN, self.y), (self.WIDTH - self.MARGIN, self.y)], fill=LINE, width=2)

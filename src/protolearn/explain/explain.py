@@ -198,6 +198,7 @@ def explain_seen(
     ids = [str(cases.ids[i]) for i in seen.indices]
     probabilities = output.head.probabilities(output.logits.double()).cpu()
     logits, labels = output.logits.double().cpu(), seen.labels.tolist()
+    unknown = output.head.abstains(output.logits).tolist()
     order = logits.argsort(dim=1, descending=True, stable=True).tolist()
     wanted = [[_class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
     classes, count = output.logits.shape[1], output.evidence.shape[1]
@@ -218,6 +219,7 @@ def explain_seen(
                         logit=float(logits[b, c]),
                         bias=float(ledger.offset[c]),
                         probability=float(probabilities[b, c]),
+                        abstains=unknown[b],
                         rows=ledger.rows(
                             output,
                             b,

@@ -25,6 +25,7 @@ from protolearn.explain.draw import (
     made_of,
     origin,
     summands,
+    verdict,
 )
 from protolearn.explain.lettering import number, share, signed
 from protolearn.explain.passes import whole_file
@@ -201,12 +202,16 @@ def explained_prediction(
     every = [row for argument in arguments for row in argument.rows]
     scale = max((abs(row.contribution) for row in every if math.isfinite(row.contribution)), default=1.0) or 1.0
     left = [] if picture is None else [whole(picture, f"the case {e.case}", 400)]
-    left.append(f'<p class="verdict">Looks like {short(names[e.predicted])}</p>')
+    left.append(f'<p class="verdict">{short(verdict(e, names))}</p>')
+    if e.abstains:
+        left.append('<p class="small">No class scores anything, so the one below is no answer.</p>')
     known = ""
     if e.label is not None:
-        good = e.label == e.predicted
+        good = e.label == e.predicted and not e.abstains
         known = f"labelled {short(names[e.label])}: " + (
-            '<span class="right">✓ right</span>' if good else '<span class="wrong">✗ wrong</span>'
+            '<span class="right">✓ right</span>'
+            if good
+            else f'<span class="wrong">✗ {"not known" if e.abstains else "wrong"}</span>'
         )
     if known:
         left.append(f'<p class="small">{known}</p>')

@@ -138,7 +138,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the label of each case."""
+        """Return the label of each case; where :meth:`abstains` says so, nothing speaks for it."""
         best = self.decision_function(X).argmax(1)
         found: np.ndarray = self.classes_[best]
         return found
@@ -148,6 +148,15 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         logits = torch.from_numpy(self.decision_function(X)).double()
         with torch.no_grad():
             found: np.ndarray = self.model_.head.probabilities(logits).numpy()
+        return found
+
+    def abstains(self, X: Any) -> np.ndarray:
+        """Return ``(n,)`` bool: no class scores anything, so that the label of :meth:`predict` is no answer.
+
+        Methods whose scores start at 0 with nothing found can abstain (``pipnet``, ``cbc``); others never do.
+        """
+        logits = torch.from_numpy(self.decision_function(X))
+        found: np.ndarray = self.model_.head.abstains(logits).numpy()
         return found
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -196,7 +196,7 @@ def _model(model: PrototypeModel) -> Iterator[Finding]:
         together = sum(map(len, shared))
         text = f"{together} prototypes are the same place of the same case as another one, e.g. {_shown(shared[0])}"
         yield Finding("warning", "duplicate", text, tuple(key for keys in shared for key in keys))
-    per_unit = model.head.per_unit(len(bank))
+    per_unit = model.head.per_unit(len(bank), bank.usable)
     owned = bank.ownership > 0
     against = torch.zeros_like(usable) if per_unit is None else ((per_unit.T <= 0) & owned).any(1) & usable
     if bool(against.any()):

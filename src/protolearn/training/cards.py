@@ -109,7 +109,7 @@ def owners(model: PrototypeModel, row: int) -> str:
 def own_weights(model: PrototypeModel) -> list[float | None]:
     """Return what one unit of each prototype's evidence adds to its class (the first of several), None without one."""
     bank = model.bank
-    per_unit = model.head.per_unit(len(bank))  # (C, P)
+    per_unit = model.head.per_unit(len(bank), bank.usable)  # (C, P)
     if per_unit is None:
         return [None] * len(bank)
     owned = bank.ownership > 0

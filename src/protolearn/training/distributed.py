@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from protolearn.core.projection import Nearest
+from protolearn.structures import Output
 
 
 def rank() -> int:
@@ -67,6 +68,36 @@ def gather_rows(local: Tensor, total: int) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(size())]
     dist.all_gather(parts, padded)
     return torch.stack(parts, 1).flatten(0, 1)[:total]
+
+
+def gather_unequal(local: Tensor, fill: float = 0.0) -> Tensor:
+    """Return the rows of all processes, one process after the other; those with fewer are filled up."""
+    if size() == 1:
+        return local
+    count = torch.tensor(len(local), device=local.device)
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    padded = local.new_full((int(count), *local.shape[1:]), fill)
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def whole_batch(out: Output, labels: Tensor) -> tuple[Output, Tensor]:
+    """Return what all processes made of a batch together, without gradients: rules must not see one shard of it.
+
+    Only what there is per case and prototype or class; tokens and inputs stay where they are and are left out. Rows
+    that fill a shorter shard up are labelled -1.
+    """
+    if size() == 1:
+        return out, labels
+    rows = ("distances", "similarities", "positions", "evidence", "logits", "average")
+    found = {name: getattr(out, name) for name in rows}
+    gathered = {name: None if value is None else gather_unequal(value.detach()) for name, value in found.items()}
+    nothing = dict.fromkeys(("tokens", "inputs", "encoded", "table", "reconstruction", "original"))
+    whole = out.replace(**gathered, **nothing, targets={}, branches={}, cases=())
+    return whole, gather_unequal(labels, -1)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

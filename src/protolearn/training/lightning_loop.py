@@ -154,6 +154,8 @@ class PhaseCallback(L.Callback):
         """Move by rule what no gradient moves, and hold the constraints."""
         assert isinstance(pl_module, PhaseModule) and pl_module.last is not None
         (out, labels), pl_module.last = pl_module.last, None
+        if type(pl_module.method).after_step is not Method.after_step:  # a rule, and the same one everywhere
+            out, labels = distributed.whole_batch(out, labels)
         after_step(pl_module.model, pl_module.method, out, labels, len(pl_module.shards))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from protolearn.core.method import GROUPS, Method, Train
 from protolearn.core.model import PrototypeModel
+from protolearn.core.precision import full_precision
 from protolearn.errors import TrainingError
 from protolearn.structures import Output
 
@@ -114,8 +115,9 @@ def minimised(
     method: Method, out: Output, labels: Tensor, weights: Mapping[str, float] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss, and what is logged: every term by name, the loss, the accuracy."""
-    terms = method.objective(out, labels)
-    loss = method.loss(terms, weights)
+    with full_precision(out.logits.device):  # the network may run in half precision; what compares its scores may not
+        terms = method.objective(out, labels)
+        loss = method.loss(terms, weights)
     labelled = (labels >= 0).sum().clamp_min(1)
     right = ((out.logits.argmax(1) == labels) & (labels >= 0)).sum() / labelled
     return loss, {**terms, "loss": loss, "accuracy": right}

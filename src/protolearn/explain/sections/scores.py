@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from protolearn.audit.classification import ClassificationResult
 from protolearn.explain import charts
 from protolearn.explain.gathered import Gathered
@@ -21,6 +23,7 @@ def scores(known: Gathered) -> str:
         f"cases, anything from {100 * low:.1f} to {100 * high:.1f} % is compatible with that (Wilson, 95 %). "
         + _other_part(known)
         + "</p>"
+        + _unknown(known, judged)
     ]
     rows = []
     for s in judged.per_class:
@@ -40,6 +43,16 @@ def scores(known: Gathered) -> str:
     parts.append(f'<div class="two"><div><h3>Class by class</h3>{shown}</div><div>{sure}</div></div>')
     parts.append("<h3>Which classes are taken for which</h3>" + _confusion(known, judged))
     return "".join(parts)
+
+
+def _unknown(known: Gathered, judged: ClassificationResult) -> str:
+    count = int(known.model.head.abstains(torch.from_numpy(judged.logits)).sum())
+    if not count:
+        return ""
+    return (
+        f"<p>For {count} of these cases the model <strong>does not know</strong>: no class scores anything. They are "
+        "counted here as if it had named the first class.</p>"
+    )
 
 
 def _other_part(known: Gathered) -> str:

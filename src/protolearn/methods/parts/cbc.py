@@ -13,9 +13,10 @@ What a class says reads: expected and found, R+ d; expected absent, and absent, 
 The certified radius (``core.certificate``) holds where distances are taken: for ``rbf`` without a neck that is the
 input of the head, so the features of a deep encoder and not its picture. For ``channels`` there is none.
 
-Departs from the authors' code: constant rates (theirs fall on a plateau); the two views of a case share their geometry
-only where the encoder is trained, so for a frozen one augmentation must leave places where they are; labelled phases
-see one view unless align counts.
+Departs from the authors' code: constant rates (theirs fall on a plateau, and in pretraining along a cosine to 1 %); the
+encoder is trained whole, or as far as its ``train_from`` allows (theirs keeps early layers frozen); the two views of a
+case share their geometry only where the encoder is trained, so for a frozen one augmentation must leave places where
+they are; labelled phases see one view unless align counts.
 Unverified: ``rbf``, its start and its settings, and the form of the robustness term, for which no code was released.
 Counting detections below 0.1 as 0 at inference makes absence look surer than in training; ``clip=0`` switches it off.
 """
@@ -49,6 +50,7 @@ FROZEN = Recipe(
     method={
         "components": 256, "two_views": False, "encoder_rate": None, "margin": 0.1, "pretrain_epochs": 10,
         "head_epochs": 20, "joint_epochs": 20, "align_weight": 0.01, "neck_rate": 5e-3, "head_rate": 5e-2,
+        "joint_head_rate": 5e-2,
     },
     encoder={"layer": "final"},
     options={"batch_size": 40},
@@ -96,6 +98,7 @@ class CBC(Method):
     encoder_rate: float | None = 3.75e-4
     neck_rate: float = 3.75e-4
     head_rate: float = 5e-3
+    joint_head_rate: float = 3.75e-4
     per_class: int = 3
     start: Literal["k_means", "class_means"] = "k_means"
     rbf_epochs: int = 100
@@ -171,7 +174,7 @@ class CBC(Method):
             rates = {"prototypes": self.prototype_rate, "head": self.head_rate}
             return [Initialise(), Train("learn", self.rbf_epochs, rates), sources]
         body = rates_of(encoder=self.encoder_rate, neck=self.neck_rate)
-        whole = {**body, "head": self.head_rate}
+        whole = {**body, "head": self.joint_head_rate}
         pairs: Literal["same_places", False] = "same_places" if self.two_views else False
         unlabelled: dict[str, float | Ramp] = {"align": Ramp(0.0, 1.0), "tanh": self.pretrain_tanh_weight}
         plan = [

@@ -69,6 +69,7 @@ class KidneyStoneParts(PartMethod):
     neck: NeckKind = "regular"
     axes: int = 256
     start: Literal["uniform", "k_means"] = "uniform"
+    similarity: Literal["log", "linear"] = "log"
     eps: float = 1e-4
     cluster_weight: float = 0.8
     separation_weight: float = -0.08
@@ -93,7 +94,7 @@ class KidneyStoneParts(PartMethod):
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
-        return part_model(self, encoder, classes, seed, eps=self.eps)
+        return part_model(self, encoder, classes, seed, eps=self.eps, similarity=self.similarity)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return ProtoPNet's four terms, and the guessed one where it is asked for and tokens are at hand."""

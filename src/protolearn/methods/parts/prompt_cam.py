@@ -3,7 +3,7 @@
     before block l the prompts p_lc of all classes are put before the tokens, and taken off behind it, except the last
     x_c = what prompt c is after the last block and the final norm;   logit_c = w . x_c + b, one w for all classes
     loss = cross-entropy; the backbone is frozen
-    130 epochs of SGD (0.005, momentum 0.9, weight decay 1e-3), 20 of them warm-up, then a cosine down to 1e-6
+    130 epochs of SGD (0.005, momentum 0.9, weight decay 1e-3), 20 of them warm-up, on a cosine down to 1e-6
 
 Only the prompts tell classes apart, so for class c to win its prompt must attend to patches that speak for c: the
 attention of its row in the last block, head by head, is the explanation. Prompts start uniform in ±sqrt(6 / (3 patch
@@ -108,6 +108,7 @@ class PromptCAM(Method):
             momentum=self.momentum,
             cosine=True,
             warmup=self.warmup,
+            overlap=True,
             floor=self.least_rate / self.rate,
         )
         return [learn, Project(move=False)]

@@ -1,6 +1,7 @@
 """ProtoPNet (Chen, Li et al., NeurIPS 2019, arXiv 1806.10574): a class is known by parts like parts seen before.
 
     s_p = max over positions of log((d + 1) / (d + eps)), d squared L2 distance;   logit_c = sum_p w_cp s_p
+    (similarity="linear": -d, an option of the authors' code, which then trains no last layer: last_layer_epochs=0)
     loss = cross-entropy + 0.8 cluster - 0.08 separation + 1e-4 |w_cp| over other-class weights
     cluster, separation: mean distance to the nearest prototype of the own class, of any other class
     phases: 5 warm epochs (encoder frozen), then joint; at epochs 10, 20, 30 projection onto the nearest own-class
@@ -10,7 +11,8 @@ Departs from the paper: any timm encoder; frozen parts stay in eval mode (in the
 drift in the last-layer stage, so that prototypes stop being patches); a class without a training case keeps its
 prototypes at projection (the authors' code overwrites them with zeros); masked minima instead of the max_dist trick;
 an epoch draws one view of each picture (the paper's has 30 augmented copies laid up beforehand, so small data want more
-epochs here); pruning leaves every class its last prototype.
+epochs here); pruning leaves every class its last prototype; by our reading the authors project an epoch later, after
+11, 21, 31.
 
 Beyond the paper, off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
@@ -70,6 +72,7 @@ class ProtoPNet(PartMethod):
     neck: NeckKind = "regular"
     axes: int = 256
     start: Literal["uniform", "k_means"] = "uniform"
+    similarity: Literal["log", "linear"] = "log"
     eps: float = 1e-4
     cluster_weight: float = 0.8
     separation_weight: float = -0.08
@@ -93,7 +96,7 @@ class ProtoPNet(PartMethod):
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model."""
-        return part_model(self, encoder, classes, seed, eps=self.eps)
+        return part_model(self, encoder, classes, seed, eps=self.eps, similarity=self.similarity)
 
     def objective(self, out: Output, labels: Tensor) -> dict[str, Tensor]:
         """Return cross-entropy, cluster, separation and L1."""

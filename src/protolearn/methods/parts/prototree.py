@@ -15,8 +15,9 @@ neck); frozen parts stay in eval mode; probabilities are mixed in the logarithm 
 pruning also cuts beside the root, and the threshold is at least 1.1 / classes, so that it is "slightly above uniform"
 for few classes too. Projection takes any training patch, as in the paper; ``projection="below"`` takes only patches of
 classes that a leaf below the node predicts, as the authors' script does. The optimiser's moments start anew in the
-joint run. ``leaves="normalised"`` divides a leaf's counts by their sum, as an option of the authors' code does, but
-without its ten passes over the data. Not here: leaves by gradient, ensembles.
+joint run, and AdamW has its usual eps, 1e-8 (the authors' 1e-7). ``leaves="normalised"`` divides a leaf's counts by
+their sum, as an option of the authors' code does, but without its ten passes over the data. Not here: leaves by
+gradient, ensembles.
 
 Beyond the paper, off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
@@ -125,8 +126,7 @@ class ProtoTree(Method):
     def after_step(self, model: PrototypeModel, out: Output, labels: Tensor, steps: int) -> None:
         """Move the leaves by the rule, from what the batch looked like before the step."""
         assert isinstance(model.head, TreeHead)
-        if bool((labels >= 0).any()):
-            model.head.adapt(out.evidence, labels, steps)
+        model.head.adapt(out.evidence, labels, steps)
 
     def revise(self, model: PrototypeModel, name: str) -> None:
         """Cut off what never learned to say anything, and note which classes each node can lead to."""

@@ -10,16 +10,16 @@ loss of a batch, in turns:
     orthogonality: sum over classes of |V_c V_c^T - I|; it grows with the number of classes (1e-3 is for 200)
     discrimination: mean over pairs of classes of the largest <v, v'>; closeness: mean of minus the smallest
 phases: 10 warm epochs (encoder frozen), joint to epoch 120, rates x 0.2 every 20; projection at 100 and 110, each
-followed by 10 epochs of the last layer. Cropped pictures: recipe "cropped".
+followed by 10 epochs of the last layer. Cropped pictures: recipe "cropped", with a neck of linear, tanh, linear, tanh.
 
 One bank holds both branches: a token is [z_t | z_s], a prototype is 0 outside its half (``bank.groups``: 0 trivial,
 1 support), so that branch sum, ledger, projection and report are those of any method.
 
 Departs from the authors' code: a last projection at epoch 120, where theirs ends on prototypes that are no patches
 any more; masked maxima where theirs takes max(similarity * mask), 0 where all are negative; prototypes start at unit
-length; Adam's momentum also moves the branch whose turn it is not. The encoder's map is enlarged twice (the authors:
-all but VGG; set ``enlarge`` to 1 there), after the neck, which is linear, instead of before it; tokens without a grid
-stay as they are.
+length; Adam's momentum also moves the branch whose turn it is not. For full pictures the encoder's map is enlarged
+twice (the authors: all but VGG; set ``enlarge`` to 1 there), after the neck, which is linear, instead of before it;
+tokens without a grid stay as they are.
 Beyond the paper, off by default: a neck on principal axes and a k-means start, for frozen encoders (recipe "frozen").
 """
 
@@ -62,7 +62,8 @@ BRANCHES = ("trivial", "support")
 CROPPED = Recipe(
     about="pictures cropped to the object: the paper's other variant, similarity by projection length",
     method={
-        "pictures": "cropped", "warm_epochs": 5, "project_at": (20, 30), "step": 0, "milestones": (2, 4, 6, 8),
+        "pictures": "cropped", "neck": "tanh", "enlarge": 1, "weight_decay": 5e-4, "warm_epochs": 5,
+        "project_at": (20, 30), "step": 0, "milestones": (2, 4, 6, 8),
     },
 )  # fmt: skip
 FROZEN = Recipe(
