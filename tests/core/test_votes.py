@@ -122,3 +122,11 @@ def test_groups_vote_apart_and_the_mean_counts() -> None:
     one = vote(vote_weights(given_[:, :1]), votes.bank.ownership[:1])
     other = vote(vote_weights(given_[:, 1:]), votes.bank.ownership[1:])
     torch.testing.assert_close(votes(given_), (one + other) / 2)
+
+
+def test_half_precision_keeps_the_floor() -> None:
+    from protolearn.objectives.votes import vote_likelihood
+
+    nobody = torch.tensor([[0.0, 1.0]], dtype=torch.float16)
+    found = vote_likelihood(nobody, torch.tensor([0]), torch.tensor([True, True]))
+    torch.testing.assert_close(found, -torch.tensor(1e-12).log())

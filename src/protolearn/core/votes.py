@@ -51,14 +51,18 @@ def vote_weights(
     """
     allowed = torch.isneginf(scores).logical_not() if allowed is None else ~torch.isneginf(scores) & allowed
     if groups is not None:
-        parts = [vote_weights(scores, allowed & (groups == g), k=k) for g in sorted(set(groups.tolist()))]
-        voting = torch.stack([part.detach().sum(1) > 0 for part in parts]).sum(0).clamp_min(1)
-        return torch.stack(parts).sum(0) / voting.unsqueeze(1)
+        return mean_of_groups([vote_weights(scores, allowed & (groups == g), k=k) for g in groups.unique()])
     if k is not None and k < scores.shape[1]:
         allowed = allowed & largest(scores.masked_fill(~allowed, float("-inf")), k)
     some = allowed.any(1, keepdim=True)
     weights = scores.masked_fill(~allowed, float("-inf")).masked_fill(~some, 0.0).softmax(1)
     return weights.masked_fill(~allowed, 0.0)
+
+
+def mean_of_groups(parts: list[Tensor]) -> Tensor:
+    """Return the mean over groups of the weights ``(B, P)`` of each: a group in which nobody votes does not count."""
+    voting = torch.stack([part.detach().sum(1) > 0 for part in parts]).sum(0).clamp_min(1)
+    return torch.stack(parts).sum(0) / voting.unsqueeze(1)
 
 
 def vote(weights: Tensor, ownership: Tensor) -> Tensor:
@@ -155,12 +159,23 @@ class Votes(Head):
         return similarities * self.log_scale.exp()
 
     def weigh(self, similarities: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Return the weight of each case ``(B, P)`` in each vote."""
+        """Return the weight of each case ``(B, P)`` in each vote.
+
+        Those who vote are chosen by nearness first; the balance then counts the cases a class has, within the group
+        where groups vote by themselves, and without those that may not vote.
+        """
         usable = self.bank.usable if allowed is None else self.bank.usable & allowed
         scores = self.scaled(similarities)
+        may = ~torch.isneginf(scores) & usable
+        if not self.by_group or self.bank.groups is None:
+            return self._weigh(scores, may)
+        return mean_of_groups([self._weigh(scores, may & (self.bank.groups == g)) for g in self.bank.groups.unique()])
+
+    def _weigh(self, scores: Tensor, may: Tensor) -> Tensor:
+        voters = may if self.k is None else may & largest(scores.masked_fill(~may, float("-inf")), self.k)
         if self.balanced:
-            scores = scores + balance(self.bank.ownership, usable)
-        return vote_weights(scores, usable, k=self.k, groups=self.bank.groups if self.by_group else None)
+            scores = scores + balance(self.bank.ownership, may)
+        return vote_weights(scores, voters)
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Return probabilities ``(B, C)`` for similarities ``(B, P)``."""

@@ -17,7 +17,8 @@ def log_probabilities(probabilities: Tensor, floor: float = 1e-12) -> Tensor:
     >>> log_probabilities(torch.tensor([1.0, 0.0])).round(decimals=2)
     tensor([  0.0000, -27.6300])
     """
-    return (probabilities + floor).log()
+    # in half precision the floor would be 0
+    return (probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)) + floor).log()
 
 
 def vote_likelihood(probabilities: Tensor, labels: Tensor, present: Tensor, floor: float = 1e-12) -> Tensor:

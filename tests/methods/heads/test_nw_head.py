@@ -194,3 +194,52 @@ def test_the_schedule_is_the_papers_and_wrong_settings_are_refused() -> None:
     for name, value in (("kernel", "rbf"), ("mode", "hnsw"), ("shots", 0), ("dim", 0), ("environments", "some")):
         with pytest.raises(UsageError, match=name):
             NWHead(**{name: value})
+
+
+@pytest.mark.parametrize("settings", [{"kernel": "clip"}, {"learn_scale": True, "mode": "knn", "neighbours": 5}])
+def test_a_scale_alone_is_learned_where_nothing_else_is(settings: dict[str, object]) -> None:
+    done = train(pixels("train", 100), epochs=3, rate=0.1, optimizer="adam", **settings)
+    assert isinstance(done.model.head, Votes) and done.model.head.log_scale is not None
+    start = 1 / 0.07 if settings.get("kernel") == "clip" else 1.0
+    assert abs(done.model.head.log_scale.exp().item() / start - 1) > 0.05
+    assert done.history[-1]["votes"] < done.history[0]["votes"]
+
+
+def test_the_nearest_are_chosen_before_classes_are_balanced() -> None:
+    """Nine near cases of a large class, one far one of a small: the small class must not crowd into the nearest 3."""
+    model = NWHead(encoder_rate=None, mode="knn", neighbours=3).build(FeatureEncoder(1), 2)
+    labels = [0] * 90 + [1] * 2
+    values = torch.tensor([[0.1 * i] for i in range(90)] + [[3.05], [9.0]])
+    model.bank.keep(model.bank.rows(model.bank.grow(values, torch.eye(2)[labels], groups=torch.zeros(92))))
+    out = model(torch.zeros(1, 1, 1))
+    near = out.similarities[0].topk(3).indices
+    assert set((model.head.weigh(out.similarities)[0] > 0).nonzero().flatten().tolist()) == set(near.tolist())
+
+
+def test_balance_counts_within_an_environment_and_without_the_rejected() -> None:
+    model = NWHead(encoder_rate=None, environments="single").build(FeatureEncoder(1), 2)
+    labels = [0] * 90 + [1] * 10 + [0] * 10 + [1] * 90
+    place = torch.tensor([0] * 100 + [1] * 100)
+    values = torch.tensor([[float(label)] for label in labels])
+    model.bank.keep(model.bank.rows(model.bank.grow(values, torch.eye(2)[labels], groups=place)))
+    out = model(torch.zeros(1, 1, 1))
+    want = torch.tensor([1.0, torch.tensor(-1.0).exp()])  # in either environment both classes have the same say
+    torch.testing.assert_close(out.logits[0], want / want.sum())
+    mixed = NWHead(encoder_rate=None).build(FeatureEncoder(1), 2)
+    mixed.bank.keep(mixed.bank.rows(mixed.bank.grow(torch.zeros(4, 1), torch.eye(2)[[0, 0, 0, 1]], groups=place[:4])))
+    similarities = torch.zeros(1, 4)
+    similarities[0, :2] = float("-inf")  # rejected: one case a class is left
+    torch.testing.assert_close(mixed.head(similarities), torch.tensor([[0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_leaves_the_terms_alone(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    values = 20 * torch.randn(1, 64, generator=draw) + torch.randn(8, 64, generator=draw)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])
+    method = NWHead(encoder_rate=None)
+    model = method.build(FeatureEncoder(64), 3)
+    plain = method.objective(model(values), labels)["votes"]
+    with torch.autocast("cpu", dtype=dtype):
+        low = method.objective(model(values), labels)["votes"]
+    torch.testing.assert_close(low, plain, rtol=1e-4, atol=1e-4)

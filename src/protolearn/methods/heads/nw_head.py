@@ -35,6 +35,7 @@ from protolearn.core.measures import Measure, cosine, dot, squared_l2
 from protolearn.core.method import Initialise, Method, Phase, Project, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.necks import uniform_linear
+from protolearn.core.precision import full_precision
 from protolearn.core.settings import at_least, rates_of
 from protolearn.core.similarities import Identity, NegativeRoot, ToSimilarity
 from protolearn.core.starts import labelled_tokens
@@ -158,6 +159,7 @@ class NWHead(Method):
             present = (out.bank.ownership[out.bank.usable] > 0).any(0)
             return _terms(out.logits, labels, present)
         values = out.tokens.values[:, 0]
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
         measure, similarity = KERNELS[self.kernel]
         ownership = F.one_hot(labels.clamp_min(0), out.bank.classes).to(values) * (labels >= 0).unsqueeze(1)
         allowed = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device) & (labels >= 0)
@@ -165,11 +167,12 @@ class NWHead(Method):
             place = _environment(out.targets.get("environment"), labels)
             found = place.unique()
             allowed = allowed & (place == found[torch.randint(len(found), (1,)).to(found.device)])
-        scores = out.head.scaled(similarity(measure.pairwise(values, values)))
-        if self.balanced:
-            scores = scores + balance(ownership, allowed)
-        votes = vote(vote_weights(scores, allowed), ownership)
-        return _terms(votes, labels, allowed.to(values) @ ownership > 0)
+        with full_precision(values.device):  # near cases are told apart by small differences of large numbers
+            scores = out.head.scaled(similarity(measure.pairwise(values, values)))
+            if self.balanced:
+                scores = scores + balance(ownership, allowed)
+            votes = vote(vote_weights(scores, allowed), ownership)
+            return _terms(votes, labels, allowed.to(values) @ ownership > 0)
 
     def weights(self) -> dict[str, float]:
         """Return the coefficients."""
@@ -177,10 +180,12 @@ class NWHead(Method):
 
     def phases(self) -> list[Phase]:
         """Return training in rounds, supports embedded again after each; with nothing to train, supports only."""
+        scaled = self.kernel == "clip" or self.learn_scale
         rates = rates_of(
             encoder=self.encoder_rate,
-            neck=None if self.dim is None else self.rate,
-            head=self.rate if self.kernel == "clip" or self.learn_scale else None,
+            # even a neck without weights, where the scale is learned: the supports of a step are tokens of the batch
+            neck=None if self.dim is None and not scaled else self.rate,
+            head=self.rate if scaled else None,
         )
         decay = {name: self.weight_decay for name in rates if name != "head"}
         plan: list[Phase] = [Initialise("supports")]
