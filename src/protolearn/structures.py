@@ -218,6 +218,8 @@ class Output:
         What made similarities of distances, for terms on its own parameters.
     cases : tuple of str
         Stable ids of the cases, where an objective may need them (a case must not vote for itself); else empty.
+    counted : frozenset of str or None
+        Terms whose coefficient is not 0; others may be left out where what they need is not at hand. None = all.
     """
 
     tokens: Tokens | None
@@ -239,6 +241,7 @@ class Output:
     paired: bool = False
     similarity: ToSimilarity | None = None
     cases: tuple[str, ...] = ()
+    counted: frozenset[str] | None = None
 
     def replace(self, **changes: Any) -> Output:
         """Return a copy with some fields changed."""

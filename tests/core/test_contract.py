@@ -18,7 +18,7 @@ from protolearn.core.measures import dot, squared_l2
 from protolearn.core.method import Method, Phase, Project, Ramp, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.core.pooling import mean_pool
-from protolearn.core.similarities import Negative
+from protolearn.core.similarities import Negative, RadialBasis
 from protolearn.data import digits, features
 from protolearn.data.augment import Augment
 from protolearn.encoders import FeatureEncoder, SmallEncoder
@@ -355,3 +355,36 @@ def test_targets_are_checked_and_follow_a_subset() -> None:
         cases.with_targets({"loops": np.zeros((2, 1))})
     with pytest.raises(DataError, match="NaN"):
         cases.with_targets({"loops": np.full((3, 1), np.nan)})
+
+
+def test_rows_of_cases_follow_every_change_of_the_bank() -> None:
+    def source(case: str) -> Source:
+        return Source(case, "x", 0, None, 0.0, "e", 0)
+
+    bank = PrototypeBank(torch.eye(3), torch.eye(3))
+    assert bank.rows_of(["a", "b"]).tolist() == [-1, -1]
+    bank.move(torch.tensor([1]), torch.ones(1, 3), [source("a")])
+    assert bank.rows_of(["a", "b"]).tolist() == [1, -1]
+    bank.record(torch.tensor([2]), [source("b")])
+    assert bank.rows_of(["a", "b"]).tolist() == [1, 2]
+    bank.grow(torch.ones(1, 3), torch.eye(3)[:1], [source("c")])
+    bank.prune([0])
+    assert bank.rows_of(["a", "b", "c"]).tolist() == [0, 1, 2]
+    state = bank.state_dict()
+    bank.merge(bank.ids[:2])
+    assert bank.rows_of(["a", "b", "c"]).tolist() == [-1, -1, 1]
+    bank.load_state_dict(state)
+    assert bank.rows_of(["a", "b", "c"]).tolist() == [0, 1, 2]
+    table = bank._first_rows
+    assert bank.rows_of(["c"]).tolist() == [2] and bank._first_rows is table, "made once"
+
+
+def test_bumps_of_what_cannot_match_have_no_gradient_rather_than_nan() -> None:
+    bump = RadialBasis(torch.tensor([1.0, 2.0]))
+    distance = torch.tensor([[0.5, float("inf")]], requires_grad=True)
+    found = bump(distance)
+    assert found[0, 1] == 0 and torch.equal(found, bump.of(torch.arange(2))(distance))
+    found.sum().backward()
+    assert bump.raw.grad is not None and bool(torch.isfinite(bump.raw.grad).all()) and bump.raw.grad[0] != 0
+    assert distance.grad is not None and bool(torch.isfinite(distance.grad).all())
+    assert bool(torch.isnan(bump(torch.tensor([[float("nan"), 1.0]]))[0, 0])), "nan must surface"

@@ -86,3 +86,16 @@ def test_digits_far_from_zero_lose_nothing() -> None:
     for start in range(0, 60, 7):
         far.update(values[start : start + 7] + 1e6, labels[start : start + 7])
     torch.testing.assert_close(far.moments.variances, near.variances, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("repeats", [3, 7, 11, 49])
+def test_the_same_case_again_and_again_has_no_variance(repeats: int) -> None:
+    """What merging rounds must not become a variance of 1e-33, which no smoothing relative to it can heal."""
+    values = torch.rand(2, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(repeats)) + 10.0
+    statistics = ClassStatistics(2, 32)
+    for _ in range(repeats):
+        statistics.update(values, torch.arange(2))
+    statistics.update(values.repeat_interleave(repeats, 0), torch.arange(2).repeat_interleave(repeats))
+    assert torch.equal(statistics.shared_gaussian(1e-9, relative=True).variance, torch.ones(32, dtype=torch.float64))
+    small = ClassStatistics(1, 1).update(1.0 + 1e-6 * torch.tensor([[0.0], [1.0]]).double(), torch.zeros(2).long())
+    assert float(small.shared_gaussian(0.0).variance) == pytest.approx(0.25e-12, rel=1e-6), "a real one stays"

@@ -342,3 +342,16 @@ def test_white_blood_cells_by_their_masks(shared_data: Path) -> None:
     own = out.tokens.extras["concept_vectors"]
     assert gap(own, out, known) > 0.1
     assert evaluate(done.model, cases.subset(test)).accuracy > np.bincount(y[test]).max() / test.sum()
+
+
+def test_validation_needs_concept_labels_only_where_their_terms_count() -> None:
+    train, test = digits("train").subset(range(40)), digits("test").subset(range(20))
+    labelled = with_concepts(
+        train, Concepts(("a",), {c: np.array([i % 2], np.float32) for i, c in enumerate(train.ids)})
+    )
+    settings = {"concepts": ("a",), "prototypes_per_concept": 2, "dim": 8, "encoder_rate": None, "task_epochs": 1}
+    how = {"validation": test, "encoder": SmallEncoder(), "quiet": True, "device": "cpu"}
+    done = fit(get_method("csr")(**settings, concept_epochs=0, contrast_epochs=0), labelled, **how)
+    assert np.isfinite(done.history[-1]["validation_loss"])
+    with pytest.raises(UsageError, match="no concept labels"):
+        fit(get_method("csr")(**settings, concept_epochs=1, contrast_epochs=0), labelled, **how)

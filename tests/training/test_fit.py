@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from protolearn.core.method import Method, Phase, Project, Prune, Train
+from protolearn.core.method import Method, Phase, Project, Prune, Ramp, Train
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Cases, arrays, digits
 from protolearn.data.features import features
@@ -303,3 +303,32 @@ def test_tokens_reduced_once_train_as_tokens_reduced_in_every_step(masked: bool)
         found.append((out.distances, out.positions, out.logits, model.neck[1].weight.grad.clone()))
     for every_step, once in zip(*found, strict=True):
         assert torch.allclose(every_step, once, atol=1e-5)
+
+
+def test_validation_is_judged_by_what_the_phase_minimises() -> None:
+    """Terms that a phase does not count must not stop it: patience watches the phase's own loss."""
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    cases = features(x, np.arange(40) % 2, classes=["a", "b"], name="n")
+    settings = {"dim": 2, "encoder_rate": None, "rate": 1e-9, "autoencoder_epochs": 2, "epochs": 1, "law": "diagonal"}
+    done = fit(
+        get_method("prob-psenn")(**settings), cases, validation=cases, encoder=FeatureEncoder(6), quiet=True,
+        device="cpu", batch_size=40,
+    )  # fmt: skip
+    alone = [row for row in done.history if row["phase"] == "autoencoder"]
+    for row in alone:
+        assert row["validation_loss"] == pytest.approx(row["loss"], rel=1e-4)
+        assert row["loss"] == pytest.approx(row["reconstruction"], rel=1e-6)
+
+
+def test_alternating_weights_are_judged_by_their_mean() -> None:
+    phase = Train("t", 4, {"head": 1.0}, weights=({"a": 1.0}, {"b": Ramp(0.0, 1.0)}))
+    assert phase.mean_coefficients({"a": 9.0, "b": 9.0}, epoch=1) == {"a": 0.5, "b": 0.25}
+    assert Train("t", 1, {"head": 1.0}).mean_coefficients({"a": 9.0}, 0) == {"a": 9.0}
+
+
+def test_a_banned_prototype_is_not_reported_as_left_behind() -> None:
+    cases = digits("train").subset(range(60))
+    encoder = make_encoder({"encoder": "small"})
+    model = get_method("protopnet")(prototypes_per_class=2, dim=8).build(encoder, 10)
+    model.bank.ban([0])
+    assert project(model, cases.with_transform(encoder.preprocess)).kept == ()

@@ -69,7 +69,8 @@ class PrototypeBank(nn.Module):
     banned : Tensor
         ``(P,)`` bool; forbidden by a person, and never used until the ban is lifted.
     sources : list of Source or None
-        The real case behind each prototype; None where there is none, and an explanation must then say so.
+        The real case behind each prototype; None where there is none, and an explanation must then say so. To change
+        some, use :meth:`record`, or set the whole list.
 
     Raises
     ------
@@ -137,7 +138,8 @@ class PrototypeBank(nn.Module):
         self.register_buffer("ids", torch.arange(count, device=device))
         self.register_buffer("next_id", torch.tensor(count, device=device))
         self.register_buffer("groups", None if groups is None else groups.long().clone())
-        self.sources: list[Source | None] = [None] * count
+        self._first_rows: dict[str, int] | None = None
+        self.sources = [None] * count
         self.constrain()
 
     @classmethod
@@ -195,11 +197,29 @@ class PrototypeBank(nn.Module):
 
     def rows_of(self, cases: Sequence[str]) -> Tensor:
         """Return ``(B,)`` the first row that comes from each case, by the case's id; -1 where none does."""
-        table: dict[str, int] = {}
-        for row, source in enumerate(self.sources):
-            if source is not None:
-                table.setdefault(source.case, row)
+        if self._first_rows is None:  # kept, as an objective may ask in every step
+            self._first_rows = {}
+            for row, source in enumerate(self._sources):
+                if source is not None:
+                    self._first_rows.setdefault(source.case, row)
+        table = self._first_rows
         return torch.tensor([table.get(case, -1) for case in cases], dtype=torch.long, device=self.ids.device)
+
+    @property
+    def sources(self) -> list[Source | None]:
+        """The real case behind each prototype; to change some, :meth:`record` them or set the whole list."""
+        return self._sources
+
+    @sources.setter
+    def sources(self, sources: list[Source | None]) -> None:
+        self._sources, self._first_rows = sources, None
+
+    def record(self, rows: Tensor, sources: Sequence[Source | None]) -> None:
+        """Set where some prototypes come from; they stay where they are."""
+        known = list(self._sources)
+        for row, source in zip(rows.tolist(), sources, strict=True):
+            known[row] = source
+        self.sources = known
 
     @torch.no_grad()
     def move(self, rows: Tensor, vectors: Tensor, sources: Sequence[Source | None]) -> None:
@@ -207,8 +227,7 @@ class PrototypeBank(nn.Module):
         if len(rows) != len(sources) or vectors.shape != (len(rows), self.vectors.shape[-1]):
             raise ValueError(f"{len(rows)} rows, {tuple(vectors.shape)} vectors and {len(sources)} sources do not fit")
         self.vectors[rows] = vectors.to(self.vectors.dtype)
-        for row, source in zip(rows.tolist(), sources, strict=True):
-            self.sources[row] = source
+        self.record(rows, sources)
         self.constrain()
 
     @torch.no_grad()
@@ -278,7 +297,7 @@ class PrototypeBank(nn.Module):
         for name, rows in added.items():
             old = getattr(self, name)
             self._replace(name, None if old is None or rows is None else torch.cat([old.detach(), rows.to(old)]))
-        self.sources += [None] * count if sources is None else list(sources)
+        self.sources = [*self.sources, *([None] * count if sources is None else sources)]
         if self.law is not None:
             self.law.grow(count)
         self.next_id += count
@@ -302,7 +321,7 @@ class PrototypeBank(nn.Module):
             self.spread[rows[0]] = one.variances[0]
         self.ownership[rows[0]] = self.ownership[rows].amax(0)
         self.counts[rows[0]] = counts.sum()
-        self.sources[int(rows[0])] = None
+        self.record(rows[:1], [None])
         self.constrain()
         survivor = int(self.ids[rows[0]])
         self.prune(self.ids[rows[1:]])

@@ -160,6 +160,12 @@ class Train(Phase):
             )
         return {name: named.get(name, 0.0) for name in default}
 
+    def mean_coefficients(self, default: Mapping[str, float], epoch: int) -> dict[str, float]:
+        """Return the coefficients of an epoch: where several mappings take turns, their mean."""
+        turns = len(self.weights) if isinstance(self.weights, tuple) else 1
+        each = [self.coefficients(default, epoch, step) for step in range(turns)]
+        return {name: sum(turn[name] for turn in each) / turns for name in default}
+
 
 @dataclass(frozen=True)
 class Project(Phase):

@@ -224,13 +224,13 @@ class RadialBasis(PerPrototype):
         return nn.functional.softplus(self.raw).clamp_min(torch.finfo(self.raw.dtype).tiny)
 
     def forward(self, distance: Tensor) -> Tensor:
-        """Return the similarity, in [0, 1]."""
-        return (-distance / self.width).exp()
+        """Return the similarity, in [0, 1]; 0 at infinite distance, without gradient."""
+        return _bump(distance, self.width)
 
     def of(self, rows: Tensor) -> ToSimilarity:
         """Return the similarity of some rows of the bank, with their present widths."""
         width = self.width[rows]
-        return lambda distance: (-distance / width).exp()
+        return lambda distance: _bump(distance, width)
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows."""
@@ -239,6 +239,11 @@ class RadialBasis(PerPrototype):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_to(self, state_dict, prefix, ("raw",))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _bump(distance: Tensor, width: Tensor) -> Tensor:
+    nowhere = torch.isposinf(distance)  # infinity times 0 would be the gradient of the width
+    return (-distance.masked_fill(nowhere, 0.0) / width).exp().masked_fill(nowhere, 0.0)
 
 
 ToSimilarity = Callable[[Tensor], Tensor]

@@ -88,7 +88,8 @@ class ClassStatistics:
 
         Notes
         -----
-        Where no coordinate varies within its class (one case a class), the variance is 1 everywhere.
+        Where no coordinate varies within its class (one case a class, or the same one again), but for what merging
+        batches rounds, the variance is 1 everywhere.
         """
         means, variances, counts = self.moments
         total = counts.sum()
@@ -97,7 +98,8 @@ class ClassStatistics:
         prior = counts / total
         variance = (prior.unsqueeze(1) * variances).sum(0)
         most = variance.max()
-        if not float(most) > 0:
+        rounding = 1e4 * torch.finfo(torch.float64).eps * means.abs().max()
+        if not float(most) > float(rounding) ** 2:
             variance = torch.ones_like(variance)
         else:
             variance = variance + (smoothing * most if relative else smoothing)

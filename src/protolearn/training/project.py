@@ -28,7 +28,7 @@ class Projection:
     moved : int
         Prototypes that now are training tokens, or have the nearest one on record.
     kept : tuple of int
-        Ids that found no allowed case and stayed where they were.
+        Ids of usable prototypes that found no allowed case and stayed where they were.
     duplicates : tuple of tuple of int
         Groups of ids that share one token.
     mean_distance, largest_distance : float
@@ -110,10 +110,9 @@ def project(
     if phase.move:
         model.bank.move(rows, nearest.vectors[rows, column], sources)
     else:
-        for row, source in zip(rows.tolist(), sources, strict=True):
-            model.bank.sources[row] = replace(source, moved=False)
+        model.bank.record(rows, [replace(source, moved=False) for source in sources])
     tokens = list(zip(chosen, positions, strict=True))
-    stayed = torch.ones(len(model.bank), dtype=torch.bool, device=rows.device)
+    stayed = model.bank.usable.clone()  # one that is banned or inactive is not looked for
     stayed[rows] = False
     return Projection(
         moved=len(rows),

@@ -195,7 +195,8 @@ class Schedule:
         if self.stores.validation is not None:
             # an encoder that is, or was, trained makes other tokens than those that could be cached
             store = None if self._tokens_change(index + 1) else self.stores.validation_tokens()
-            scored = self.stores.judge(self.method, self.stores.validation, store)
+            weights = phase.mean_coefficients(self.method.weights(), run.epochs)
+            scored = self.stores.judge(self.method, self.stores.validation, store, weights)
             row |= {f"validation_{name}": scored[name] for name in ("loss", "accuracy")}
             watched = scored["loss"]
         progress.history.append(row)

@@ -118,8 +118,11 @@ class Stores:
         return CachedScores(self.model, (out for _, out in outputs), self.how.views)
 
     @torch.no_grad()
-    def judge(self, method: Method, cases: Cases, store: TokenStore | None) -> dict[str, float]:
-        """Return loss, terms and accuracy on un-augmented cases."""
+    def judge(
+        self, method: Method, cases: Cases, store: TokenStore | None, weights: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Return loss, terms and accuracy on un-augmented cases; ``weights`` are the coefficients of the loss."""
+        counted = None if weights is None else frozenset(name for name, value in weights.items() if value != 0)
         tally, labels = Tally(), torch.from_numpy(cases.labels.copy())
         how = {"batch_size": self.how.batch_size, "workers": self.how.workers}
         for part, out in plain_outputs(self.model, cases, store, self.device, **how):  # type: ignore[arg-type]
@@ -127,8 +130,9 @@ class Stores:
             targets = {
                 name: torch.from_numpy(rows[part.numpy()]).to(self.device) for name, rows in cases.targets.items()
             }
-            out = out.replace(targets=targets, cases=tuple(cases.ids[i] for i in part.tolist()))
-            tally.add(minimised(method, out, wanted)[1], int((wanted >= 0).sum()))
+            named = tuple(cases.ids[i] for i in part.tolist())
+            out = out.replace(targets=targets, cases=named, counted=counted)
+            tally.add(minimised(method, out, wanted, weights)[1], int((wanted >= 0).sum()))
         return tally.means()
 
     def _cache(self, cases: Cases, views: int) -> TokenStore:
