@@ -224,6 +224,12 @@ def test_the_codes_minkowski_adds_eps_three_times(numbers: Load) -> None:
     want = numbers("harmonic")
     distances = minkowski(1.5, eps=1e-4).pairwise(want["X"], want["W"])
     close((1 / distances), want["out_minkowski"])
+    model = get_method("harmonic")(distance="minkowski", encoder_rate=None).build(FeatureEncoder(5), classes=3).double()
+    with torch.no_grad():
+        model.bank.vectors.copy_(want["W"])
+        out = model.run(Tokens(want["X"].unsqueeze(1)))
+    close(out.logits.softmax(1), want["prob_minkowski"], 1e-7)  # the page is the code's layer
+    close(cross_entropy(out.logits, want["y"]), want["loss_minkowski"], 1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mahalanobis", "mahalanobis_diagonal", "mahalanobis_cholesky"])

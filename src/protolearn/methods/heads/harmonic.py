@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
-from protolearn.core.distances import get_distance
+from protolearn.core.distances import get_distance, minkowski
 from protolearn.core.encoder import Encoder
 from protolearn.core.gathering import DiagonalMap, Pooled, TriangularMap
 from protolearn.core.heads import FixedEvidence
@@ -98,12 +98,17 @@ class Harmonic(Method):
         elif self.distance == "mahalanobis_cholesky":
             layers = TriangularMap(dim)
         mapped = self.distance.startswith("mahalanobis")
+        if self.distance in ("chebyshev_soft", "chebyshev_smooth") and dim < 2:
+            raise UsageError(f"harmonic: distance {self.distance} needs at least 2 features, got {dim}")
+        eps = EPS.get(self.distance, 1e-8) if self.eps is None else self.eps
         measure = squared_l2 if mapped else get_distance(self.distance)
+        if self.distance == "minkowski":  # the code adds it to each gap, to their sum and to the root
+            measure = minkowski(1.5, eps)
         with torch.no_grad():
             bank = PrototypeBank(layers(vectors), torch.eye(classes))
-        eps = EPS.get(self.distance, 1e-8) if self.eps is None else self.eps
         # Euclid's distance after the map comes squared: half the exponent
-        similarity = NegativeLog(self.exponent / 2 if mapped else self.exponent, eps)
+        power = self.exponent / 2 if mapped else self.exponent
+        similarity = NegativeLog(power, 0.0 if self.distance == "minkowski" else eps)
         return PrototypeModel(
             encoder, Pooled(layers), bank, measure, FixedEvidence(torch.eye(classes)), similarity=similarity
         )

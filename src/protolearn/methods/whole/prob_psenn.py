@@ -6,7 +6,7 @@
     REC = squared error of g(z), averaged over cases and pixels
     INT = mean_i clip(-log q_y(z_i), -1, 10000)                      R1 = mean_k min_i -log q_k(z_i)
     KL  = of the variational autoencoder, where the code is drawn    loss = NLL + 10 REC + 0 R1 + 0.05 INT (+ 0.05 KL)
-    stages: autoencoder alone (REC, KL); q_k fitted to the codes of its class; then everything together
+    stages: autoencoder alone (REC + 0.05 KL); q_k fitted to the codes of its class; then everything together
     starts: mu ~ N(0, prior_scale^2), scales softplus of N(prior_scale / 5, prior_scale / 10); W -0.5 on the diagonal
     plus U(-1e-8, 1e-8)
 
@@ -204,9 +204,9 @@ class ProbPSENN(Method):
             {name: rate for name, rate in rates.items() if name in names and rate is not None}
             for names in (("encoder", "neck", "decoder"), self.joint)
         )
-        kept: dict[str, float | Ramp] = {
-            name: self.weights()[name] for name in ("reconstruction", "divergence") if name in self.weights()
-        }
+        kept: dict[str, float | Ramp] = {"reconstruction": 1.0}  # 10 only beside the other terms
+        if self.variational:
+            kept["divergence"] = self.divergence_weight
         plan: list[Phase] = [] if self.axes is None else [Initialise("axes")]
         if self.autoencoder_epochs:
             plan += [Train("autoencoder", self.autoencoder_epochs, first, weights=kept)]
