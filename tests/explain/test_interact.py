@@ -19,6 +19,7 @@ from protolearn.core.measures import cosine, squared_l2
 from protolearn.core.model import PrototypeModel
 from protolearn.core.pooling import log_sum_exp_pool, max_pool, mean_pool, top_k_pool
 from protolearn.core.similarities import LogRatio, Negative
+from protolearn.core.votes import Votes
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError
@@ -298,3 +299,39 @@ def test_groups_sum_up_an_explanation() -> None:
     model.bank.groups = None
     with pytest.raises(UsageError, match="no groups"):
         by_group(found, model)
+
+
+def test_a_concept_that_was_rejected_is_written_as_json() -> None:
+    model = planted(WEIGHT, BIAS)
+
+    class Plans:
+        ids, classes, labels = ("one",), ("a", "b"), torch.tensor([0]).numpy()
+        pictured = False
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int, str]:
+            return PICTURE[i], 0, "one"
+
+    model.classes = ("a", "b")
+    (found,) = interact(model, Plans(), Interaction().reject("group 0"), target="b")
+    rows = {row.name: json.loads(json.dumps(row.to_dict(), allow_nan=False)) for row in by_group(found.after, model)}
+    assert rows["group 0"]["best"]["similarity"] is None
+    assert rows["group 1"]["best"]["similarity"] is not None
+
+
+def test_boxes_reach_an_encoder_that_compares_by_itself() -> None:
+    table = torch.tensor([[[0.9, 0.1, 0.0, 0.2], [0.5, 0.3, 0.1, 0.1], [0.2, 0.8, 0.3, 0.0], [0.1, 0.2, 0.7, 0.4]]])
+    model = planted(WEIGHT, BIAS, compare=lambda tokens: table.expand(len(tokens.values), -1, -1))
+    out, _ = corrected(model, model(PICTURE), [Interaction().negative((1, 1, 2, 2))])
+    assert torch.allclose(out.evidence, table[:, 1:].amax(1))
+    assert torch.allclose(out.logits, model.head(table[:, 1:].amax(1)))
+
+
+def test_usual_evidence_needs_a_head_that_reads_it() -> None:
+    bank = PrototypeBank(torch.eye(2), torch.eye(2), learned=False)
+    model = PrototypeModel(Plan(), nn.Identity(), bank, cosine, Votes(bank)).eval()
+    with pytest.raises(UsageError, match=r'reads similarities: use absent="zero"'):
+        logits_of(model, PICTURE, Interaction(absent="mean").reject(0), typical=torch.zeros(2))
+    assert logits_of(model, PICTURE, Interaction().reject(0))[0].tolist() == [0.0, 1.0]

@@ -135,3 +135,12 @@ def test_unknown_names_and_strengths_are_refused() -> None:
         with pytest.raises(UsageError, match="strength"):
             perturbation("hue")(painted(), wrong)
     assert set(CHARACTERISTICS) < set(PERTURBATIONS)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 2.0])
+def test_hue_is_turned_as_torchvision_turns_it(strength: float) -> None:
+    from torchvision.transforms.functional import adjust_hue
+
+    assert np.array_equal(
+        pixels(perturbation("hue")(painted(), strength)), pixels(adjust_hue(painted(), 0.1 * strength))
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class GroupRow:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         plain = asdict(self)
+        similarity = self.best.similarity
+        plain["best"]["similarity"] = similarity if math.isfinite(similarity) else None  # it could not match
         plain["best"]["region"] = None if self.best.region is None else list(self.best.region)
         plain["best"]["source"] = None if self.best.source is None else self.best.source.to_dict()
         return plain

@@ -12,7 +12,12 @@ place above every negative similarity. Instead, for each prototype and before po
 - with nothing drawn or rejected, no number changes.
 
 A box is in pixels of the original picture; it touches every place whose region (cell, or the window of cells that the
-token stands for) it overlaps. Works for any model of the core.
+token stands for) it overlaps.
+
+Works for models whose head is made of evidence, similarities, distances, positions or the table of all places. One that
+reads the tokens themselves, or means over all places, would go on seeing what was taken away, and an edit is refused
+(a head that adds a linear classifier on the features, say; there, ban the prototypes of the bank instead, which leaves
+the classifier). Boxes need tokens with a place. ``absent="mean"`` needs a head that reads nothing but evidence.
 
 Source: CSR (Huy et al., 2025), whose importance maps multiply.
 """
@@ -26,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protolearn.core.matching import all_matches
 from protolearn.core.measures import Distance
 from protolearn.core.model import PrototypeModel
 from protolearn.core.pooling import max_pool
@@ -174,6 +178,12 @@ def corrected(
     stand_in = torch.zeros_like(new.evidence)
     for b, interaction in enumerate(interactions):
         if interaction.absent == "mean" and bool(absent[b].any()):
+            others = sorted(set(model.head.reads) - {"evidence"})
+            if others:
+                raise UsageError(
+                    f'absent="mean" puts other evidence in, and this model\'s head reads {", ".join(others)}: use '
+                    'absent="zero"'
+                )
             if typical is None or typical.shape != (count,):
                 raise UsageError(
                     'absent="mean" needs what prototypes bring on average: typical=typical_evidence(model, training '
@@ -253,7 +263,7 @@ def _again(model: PrototypeModel, out: Output, forbidden: Tensor, left: Tensor, 
         return out
     assert out.tokens is not None, "a whole pass keeps the tokens"
     tokens, usable = out.tokens, model.bank.usable
-    compared = all_matches(tokens.values, model.bank.vectors, model.measure, tokens.mask)
+    compared = model._compared(tokens)
     table = model.similarity(compared)
     if model.across is not None:
         table = model.across(table, usable)

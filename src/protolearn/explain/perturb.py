@@ -121,7 +121,7 @@ class Perturbed:
 
 def _hue(picture: Image.Image, strength: float, _: np.random.Generator) -> Image.Image:
     values = np.array(picture.convert("HSV"))
-    values[..., 0] += np.uint8(round(0.1 * strength * 255) % 256)  # the wheel is a byte and wraps
+    values[..., 0] += np.uint8(int(0.1 * strength * 255) % 256)  # the wheel is a byte and wraps; torchvision truncates
     return Image.frombytes("HSV", picture.size, values.tobytes()).convert("RGB")
 
 
