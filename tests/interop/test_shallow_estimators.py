@@ -406,3 +406,44 @@ def test_probabilities_are_better_than_guesses_on_other_cases() -> None:
         loss = log_loss(z, cls(random_state=0).fit(X, y).predict_proba(Z))
         # shares of CBC's scores are no fitted probabilities: they only rank
         assert loss < (0.65 if cls is CBCClassifier else 0.3), cls.__name__
+
+
+@pytest.mark.parametrize("cls", [*WINNERS, RBFNetworkClassifier])
+def test_weights_that_sum_to_one_do_not_flatten_probabilities(cls: Any, iris: Arrays) -> None:
+    X, y = iris
+    plain, shares = cls(random_state=0).fit(X, y), cls(random_state=0).fit(X, y, sample_weight=np.full(150, 1 / 150))
+    np.testing.assert_allclose(shares.predict_proba(X), plain.predict_proba(X), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("cls", WINNERS)
+def test_a_stream_that_begins_with_one_case_finds_its_unit(cls: Any, iris: Arrays) -> None:
+    """In thousandths or thousands: the scale of the data must not matter, whatever came first."""
+    X, y = iris
+    order = np.random.default_rng(0).permutation(len(X))
+    found = []
+    for factor in (1.0, 1e4):
+        stream = cls(random_state=0).partial_fit(factor * X[order[:1]], y[order[:1]], classes=[0, 1, 2])
+        for _ in range(10):
+            for part in np.array_split(order[1:], 15):
+                stream.partial_fit(factor * X[part], y[part])
+        assert stream.score(factor * X, y) > 0.8
+        found.append(stream.prototypes_ / factor)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", WINNERS)
+def test_a_stream_keeps_its_number_of_prototypes(cls: Any, iris: Arrays) -> None:
+    stream = cls(1, random_state=0).partial_fit(*iris)
+    with pytest.raises(UsageError, match="prototypes_per_class must stay 1 .*, got 3: call fit"):
+        stream.set_params(prototypes_per_class=3).partial_fit(*iris)
+    assert len(stream.fit(*iris).prototypes_) == 9
+
+
+def test_what_is_not_fitted_says_so(iris: Arrays) -> None:
+    X, _ = iris
+    for ask in (
+        lambda: ProbPSENNClassifier().uncertainty(X), lambda: ProbPSENNClassifier().sampled_proba(X),
+        lambda: GMLVQClassifier().omega_, lambda: GMLVQClassifier().relevances_, lambda: GRLVQClassifier().relevances_,
+    ):  # fmt: skip
+        with pytest.raises(NotFittedError):
+            ask()

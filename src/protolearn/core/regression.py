@@ -73,6 +73,8 @@ def sureness(scores: Tensor, labels: Tensor, weights: Tensor | None = None, *, r
 
     A case counts for its label and, as Platt (1999) does it, a little for each of the others, as if each class had been
     seen twice more by chance: so the factor stays finite where all cases are right. 1 where all scores are the same.
+    Chance is counted in cases, so weights that sum to less than the number of cases with weight (shares that sum to 1,
+    say) are scaled up to it; whole weights are repetitions and stay as they are.
 
     Parameters
     ----------
@@ -93,6 +95,7 @@ def sureness(scores: Tensor, labels: Tensor, weights: Tensor | None = None, *, r
     known = labels >= 0
     s, count = scores[known].double(), scores.shape[1]
     w = torch.ones_like(s[:, 0]) if weights is None else weights[known].double()
+    w = w * max(1.0, float((w > 0).sum()) / max(float(w.sum()), torch.finfo(torch.float64).tiny))
     share = 2.0 / (float(w.sum()) + 2.0 * count)
     target = one_hot(labels[known], count).double() * (1.0 - count * share) + share
     wanted, factor = (target * s).sum(1), 0.0

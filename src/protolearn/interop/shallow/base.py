@@ -163,10 +163,17 @@ class ShallowClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
                 f"{type(self).__name__} needs at least two classes that carry weight, got {len(self.classes_)} class"
             )
         if first:
-            self._centre = np.average(X, axis=0, weights=weight)
-            self._unit = self._spread(X - self._centre, weight) or 1.0
+            self._centre, self._unit, self._measured = np.average(X, axis=0, weights=weight), 1.0, False
+        if not self._measured:  # the first cases of a stream may all be the same
+            spread = self._spread(X - self._centre, weight)
+            if spread > 1e-14 * float(np.abs(self._centre).max()):
+                self._resize(self._unit / spread, first)
+                self._unit, self._measured = spread, True
         w = None if weight is None else torch.from_numpy(weight)
         return self._scaled(X), torch.from_numpy(codes), w
+
+    def _resize(self, factor: float, first: bool) -> None:
+        """Take a new internal unit: lengths learned so far, in a stream, are multiplied by a factor."""
 
     def _spread(self, deviations: np.ndarray, weight: np.ndarray | None) -> float:
         """Return the internal unit: the root of the mean variance of the features."""

@@ -49,6 +49,8 @@ class NearestMeanClassifier(WinnerClassifier):
         """
         self._page()
         first = not hasattr(self, "_state")
+        if not first:
+            self._same_size()
         return self._take(
             *self._begin(X, y, sample_weight, y if classes is None else classes, first=first), first=first
         )

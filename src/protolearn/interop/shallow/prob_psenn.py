@@ -120,7 +120,8 @@ class ProbPSENNClassifier(ShallowClassifier):
         return {name: getattr(doubt, name).numpy() for name in ("total", "aleatoric", "epistemic")}
 
     def _drawn(self, X: Any, samples: int) -> tuple[Tensor, Uncertainty]:
-        tokens = self.model_.embed(Tokens(self._inside(X).unsqueeze(1)))
+        x = self._inside(X)  # refuses what is not fitted
+        tokens = self.model_.embed(Tokens(x.unsqueeze(1)))
         found = predictive(self.model_, tokens, samples, torch.Generator().manual_seed(0))
         return found.mean, found.uncertainty
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from protolearn.core.metrics import unit_trace
 from protolearn.errors import UsageError
@@ -57,6 +58,8 @@ class _Quantiser(WinnerClassifier):
         """
         page = self._checked()
         first = not hasattr(self, "_state")
+        if not first:
+            self._same_size()
         x, y, w = self._begin(X, y, sample_weight, y if classes is None else classes, first=first)
         if first:
             self._draws = self._draw()
@@ -194,6 +197,7 @@ class GRLVQClassifier(_Quantiser):
     @property
     def relevances_(self) -> np.ndarray:
         """How much each feature counts."""
+        check_is_fitted(self, "prototypes_")
         assert self._state.relevances is not None
         found: np.ndarray = self._state.relevances.numpy().copy()
         return found
@@ -263,6 +267,7 @@ class GMLVQClassifier(_Quantiser):
     @property
     def omega_(self) -> np.ndarray:
         """The matrix that differences go through."""
+        check_is_fitted(self, "prototypes_")
         assert self._state.omega is not None
         found: np.ndarray = self._state.omega.numpy().copy()
         return found

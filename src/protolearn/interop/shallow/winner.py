@@ -14,6 +14,7 @@ from protolearn.core.model import PrototypeModel
 from protolearn.core.regression import sureness
 from protolearn.core.similarities import Inverse
 from protolearn.core.starts import class_centres
+from protolearn.errors import UsageError
 from protolearn.interop.shallow.base import ShallowClassifier
 from protolearn.interop.shallow.descent import State
 
@@ -107,6 +108,20 @@ class WinnerClassifier(ShallowClassifier):
             here = known[y]
             logs = scores[here][:, known].log()
             self.power_ += (sureness(logs, place[y[here]], weight[here]) - self.power_) * part
+
+    def _resize(self, factor: float, first: bool) -> None:
+        if not first:
+            self._state.vectors *= factor
+            self._scale *= factor**2
+
+    def _same_size(self) -> None:
+        """Refuse another number of prototypes in the middle of a stream."""
+        held, wanted = len(self._state.vectors) // self._state.classes, self.prototypes_per_class  # type: ignore[attr-defined]
+        if held != wanted:
+            raise UsageError(
+                f"{self._page().slug}: prototypes_per_class must stay {held} while a stream goes on, got {wanted}: call "
+                "fit to begin anew"
+            )
 
     def _common(self) -> dict[str, Any]:
         """Return the settings of the page that every nearest-prototype method has."""
