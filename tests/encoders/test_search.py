@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from protolearn.core.measures import cosine, dot, get_measure, squared_l2
 from protolearn.core.neighbours import neighbour_probabilities
-from protolearn.encoders.search import nearest_cases
+from protolearn.data.features import features
+from protolearn.encoders import FeatureEncoder
+from protolearn.encoders.search import nearest_cases, retrieval_for
 from protolearn.errors import MissingExtra, UsageError
+from protolearn.methods import get_method
+from protolearn.structures import Output
+from protolearn.tasks.classify import evaluate
 
 
 @pytest.mark.parametrize("measure", [squared_l2, cosine, dot])
@@ -60,3 +67,72 @@ def test_what_cannot_be() -> None:
     pytest.importorskip("faiss")
     with pytest.raises(UsageError, match="does not know projection_length"):
         nearest_cases(rows, rows, get_measure("projection_length"), 1, search="faiss")
+
+
+@pytest.mark.parametrize("search", ["exact", "faiss"])
+@pytest.mark.parametrize(
+    ("slug", "settings"),
+    [
+        ("nw-head", {"mode": "knn", "neighbours": 7, "balanced": False, "encoder_rate": None}),
+        ("nw-head", {"mode": "knn", "neighbours": 7, "balanced": False, "encoder_rate": None, "kernel": "hypersphere"}),
+        ("knn-augment", {"k": 7}),
+        ("knn-augment", {"k": 7, "similarity": "cosine", "temperature": 0.1}),
+    ],
+)
+def test_a_model_predicts_the_same_by_its_nearest_cases(search: str, slug: str, settings: dict[str, Any]) -> None:
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    draw = torch.Generator().manual_seed(0)
+    model = get_method(slug)(**settings).build(FeatureEncoder(16), 3).eval()
+    labels = torch.randint(0, 3, (500,), generator=draw)
+    model.bank.grow(torch.randn(500, 16, generator=draw), torch.eye(3)[labels], groups=torch.ones(500))
+    model.bank.ban([20])
+    asked = torch.randn(40, 1, 16, generator=draw)
+    whole, found = model(asked), retrieval_for(model, search)
+    assert found is not None
+    some = found(asked)
+    torch.testing.assert_close(some.logits, whole.logits, rtol=1e-5, atol=1e-6)
+    ledger = model.head.ledger(some)
+    torch.testing.assert_close(ledger, model.head.ledger(whole), rtol=1e-5, atol=1e-6)
+    assert int(torch.isfinite(some.similarities).sum(1).max()) < 30, "the others are not compared"
+    if some.distances is not None:
+        assert whole.distances is not None
+        near = torch.isfinite(some.distances)
+        torch.testing.assert_close(some.distances[near], whole.distances[near], rtol=1e-4, atol=1e-5)
+
+
+def test_retrieval_is_taken_where_it_helps_and_refused_where_it_would_change_the_answer() -> None:
+    knn = {"mode": "knn", "balanced": False, "encoder_rate": None}
+    model = get_method("nw-head")(**knn).build(FeatureEncoder(4), 3)
+    assert retrieval_for(model) is None, "few cases"
+    if importlib.util.find_spec("faiss") is not None:
+        assert retrieval_for(model, many=2) is not None
+    for other in ({**knn, "mode": "full"}, {**knn, "balanced": True}, {**knn, "environments": "single"}):
+        one = get_method("nw-head")(**other).build(FeatureEncoder(4), 3)
+        assert retrieval_for(one, many=1) is None
+        with pytest.raises(UsageError, match="retrieval needs a model"):
+            retrieval_for(one, "exact")
+    with pytest.raises(UsageError, match="auto, exact or faiss"):
+        retrieval_for(model, "fast")
+
+
+def test_evaluation_goes_through_it() -> None:
+    method = get_method("nw-head")(mode="knn", neighbours=3, balanced=False, encoder_rate=None)
+    draw = torch.Generator().manual_seed(0)
+    values, labels = torch.randn(200, 4, generator=draw), torch.randint(0, 3, (200,), generator=draw)
+    model = method.build(FeatureEncoder(4), 3)
+    model.classes = ("a", "b", "c")
+    model.bank.keep(model.bank.rows(model.bank.grow(values, torch.eye(3)[labels], groups=torch.ones(200))))
+    cases = features(torch.randn(50, 4, generator=draw).numpy(), labels[:50].numpy(), classes=["a", "b", "c"], name="t")
+    seen: list[int] = []
+    found = retrieval_for(model, "exact")
+    assert found is not None
+
+    def run(inputs: torch.Tensor) -> Output:
+        seen.append(len(inputs))
+        return found(inputs)
+
+    one, other = evaluate(model, cases), evaluate(model, cases, run=run)
+    assert sum(seen) == 50
+    assert one.accuracy == other.accuracy
+    np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-6)

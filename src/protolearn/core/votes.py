@@ -152,6 +152,10 @@ class Votes(Head):
         """The cases."""
         return self._bank[0]
 
+    def voters(self) -> Tensor:
+        """Return ``(P,)`` bool: rows of the bank that are cases and may vote."""
+        return self.bank.usable
+
     def scaled(self, similarities: Tensor) -> Tensor:
         """Return similarities times the scale."""
         if self.log_scale is None:
@@ -235,6 +239,11 @@ class MixedVotes(Votes):
         super().__init__(bank, k=k, scale=scale)
         self.coefficient = coefficient
         self.classifier = nn.Linear(dim, bank.classes)
+
+    def voters(self) -> Tensor:
+        """Return ``(P,)`` bool: rows of the bank that are cases and may vote."""
+        assert self.bank.groups is not None, "rows of the classifier are told from cases by group"
+        return self.bank.usable & (self.bank.groups == 1)
 
     def classify(self, out: Output) -> Tensor:
         """Return the logits of the linear classifier, ``(B, C)``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +105,7 @@ def run_over(
     device: str | torch.device | None = None,
     workers: int = 0,
     strict_labels: bool = False,
+    run: Callable[[Tensor], Output] | None = None,
 ) -> Iterator[Seen]:
     """Run cases through a model in eval mode, without gradients, and leave the model as it was.
 
@@ -125,6 +126,9 @@ def run_over(
         Processes that read pictures.
     strict_labels : bool
         Refuse cases of a class the model does not know, instead of treating them as unlabelled.
+    run : callable, optional
+        What makes an output of inputs; the model by default. ``encoders.search.retrieval_for(model)`` gives one that
+        looks for the nearest of very many stored cases, and None where that is of no use.
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, got {batch_size}")
@@ -139,7 +143,7 @@ def run_over(
     loader: DataLoader[Any] = DataLoader(views, batch_size, collate_fn=_collate, num_workers=workers)
     for places, inputs, sizes in loader:
         with evaluating(model), torch.no_grad():
-            output = model(inputs.to(where))
+            output: Output = (run or model)(inputs.to(where))
         yield Seen(places, torch.from_numpy(labels[places]).to(where), sizes, output)
 
 
