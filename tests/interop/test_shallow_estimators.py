@@ -434,7 +434,7 @@ def test_a_stream_that_begins_with_one_case_finds_its_unit(cls: Any, iris: Array
 @pytest.mark.parametrize("cls", WINNERS)
 def test_a_stream_keeps_its_number_of_prototypes(cls: Any, iris: Arrays) -> None:
     stream = cls(1, random_state=0).partial_fit(*iris)
-    with pytest.raises(UsageError, match="prototypes_per_class must stay 1 .*, got 3: call fit"):
+    with pytest.raises(UsageError, match=r"prototypes_per_class must stay 1 .*, got 3: call fit"):
         stream.set_params(prototypes_per_class=3).partial_fit(*iris)
     assert len(stream.fit(*iris).prototypes_) == 9
 

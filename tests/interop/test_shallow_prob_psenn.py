@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import StandardScaler
 
 from protolearn.errors import UsageError
@@ -59,3 +60,17 @@ def test_bad_settings_are_said(iris: tuple[np.ndarray, np.ndarray]) -> None:
     for change in ({"law": "cauchy"}, {"dim": 0}, {"max_iter": 0}, {"batch_size": 0}):
         with pytest.raises(UsageError, match="prob-psenn"):
             ProbPSENNClassifier(**change).fit(*iris)
+
+
+def test_refusal_is_calibrated_by_validation_cases(iris: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = iris
+    fitted = ProbPSENNClassifier(dim=3, max_iter=20, random_state=0).fit(X[::2], y[::2])
+    with pytest.raises(UsageError, match="calibrate_refusal"):
+        fitted.refuse(X)
+    held = X[1::2]
+    refused = fitted.calibrate_refusal(held, 0.8).refuse(held)
+    assert refused.dtype == bool and refused.mean() == pytest.approx(0.2, abs=0.02)
+    doubt = fitted.uncertainty(held)["epistemic"]
+    assert doubt[refused].min() >= doubt[~refused].max()
+    with pytest.raises(NotFittedError):
+        ProbPSENNClassifier().refuse(X)

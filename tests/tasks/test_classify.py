@@ -17,9 +17,15 @@ from protolearn.core.bank import PrototypeBank
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import cosine
 from protolearn.core.model import PrototypeModel
-from protolearn.errors import DataError
+from protolearn.core.sampling import calibrate_refusal, doubt_of
+from protolearn.data.features import features
+from protolearn.encoders import FeatureEncoder
+from protolearn.errors import DataError, UsageError
+from protolearn.interop.estimator import PrototypeClassifier
+from protolearn.methods import get_method
 from protolearn.structures import Tokens
 from protolearn.tasks.classify import evaluate, score_logits
+from protolearn.training.fit import fit
 
 
 @given(st.integers(2, 6), st.integers(1, 80), st.integers(0, 10**6))
@@ -131,3 +137,36 @@ def test_a_class_unseen_in_training_is_named(small: PrototypeModel) -> None:
 
 def test_no_cases_is_no_error(small: PrototypeModel) -> None:
     assert evaluate(small, Table(torch.zeros(0, 1, 2), [], ("left",))).accuracy is None  # type: ignore[arg-type]
+
+
+def test_doubts_and_refusals_are_scored_where_prototypes_are_distributions() -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(60, 6)).astype(np.float32), np.arange(60) % 3
+    x[:, 0] += 2.0 * y
+    cases = features(x, y, classes=["a", "b", "c"], name="t")
+    settings = {"dim": 2, "encoder_rate": None, "autoencoder_epochs": 1, "epochs": 1, "law": "diagonal"}
+    model = fit(
+        get_method("prob-psenn")(**settings), cases, encoder=FeatureEncoder(6), quiet=True, device="cpu"
+    ).model  # fmt: skip
+    plain = evaluate(model, cases).drawn
+    assert plain is not None and plain.refused is None and plain.accuracy_kept is None
+    assert plain.total == pytest.approx(plain.aleatoric + plain.epistemic)  # type: ignore[operator]
+    tokens = model(torch.from_numpy(x).unsqueeze(1)).tokens
+    calibrate_refusal(model, tokens, 0.75, samples=20, generator=torch.Generator().manual_seed(0))
+    found = evaluate(model, cases, batch_size=7)
+    assert found.drawn is not None and found.drawn.refused == 15
+    doubt = doubt_of(model, tokens)
+    assert doubt is not None and doubt.refused is not None
+    right = (doubt.mean.argmax(1) == torch.from_numpy(y)).double()
+    assert found.drawn.accuracy == pytest.approx(float(right.mean()))
+    assert found.drawn.accuracy_kept == pytest.approx(float(right[~doubt.refused].mean()))
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["drawn"]["refused"] == 15
+    points = fit(get_method("nearest-class-mean")(), cases, encoder=FeatureEncoder(6), quiet=True, device="cpu").model
+    assert evaluate(points, cases).drawn is None
+    classifier = PrototypeClassifier("prob-psenn", settings=settings, random_state=0).fit(x, y)
+    with pytest.raises(UsageError, match="no refusal was calibrated"):
+        classifier.refuse(x)
+    tokens = classifier.model_(torch.from_numpy(x).unsqueeze(1)).tokens
+    calibrate_refusal(classifier.model_, tokens, 0.75, generator=torch.Generator().manual_seed(0))
+    assert classifier.refuse(x).sum() == 15
+    assert classifier.uncertainty(x)["total"].shape == (60,)

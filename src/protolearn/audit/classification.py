@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,57 @@ class ClassScore:
     recall: float | None
     precision: float | None
     interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class DrawnScore:
+    """What predictions averaged over draws of the prototypes did, and how much doubt there was.
+
+    Attributes
+    ----------
+    accuracy : float or None
+        Of the averaged prediction.
+    total, aleatoric, epistemic : float or None
+        Mean uncertainty, in nats.
+    refused : int or None
+        Cases that the model refuses; None where no refusal was calibrated.
+    accuracy_kept : float or None
+        Of the averaged prediction, over the cases that are not refused.
+    """
+
+    accuracy: float | None
+    total: float | None
+    aleatoric: float | None
+    epistemic: float | None
+    refused: int | None = None
+    accuracy_kept: float | None = None
+
+
+def score_draws(right: np.ndarray, doubts: np.ndarray, refused: np.ndarray | None = None) -> DrawnScore:
+    """Score averaged predictions.
+
+    Parameters
+    ----------
+    right : ndarray
+        ``(N,)`` bool, labelled cases only.
+    doubts : ndarray
+        ``(N, 3)`` total, aleatoric and epistemic uncertainty.
+    refused : ndarray, optional
+        ``(N,)`` bool.
+
+    Examples
+    --------
+    >>> score_draws(np.array([True, False]), np.zeros((2, 3)), np.array([False, True])).accuracy_kept
+    1.0
+    """
+
+    def mean(values: np.ndarray) -> float | None:
+        return float(values.mean()) if len(values) else None
+
+    total, aleatoric, epistemic = (mean(doubts[:, k]) for k in range(3))
+    if refused is None:
+        return DrawnScore(mean(right), total, aleatoric, epistemic)
+    return DrawnScore(mean(right), total, aleatoric, epistemic, int(refused.sum()), mean(right[~refused]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +99,8 @@ class ClassificationResult:
         For the reliability diagram.
     logits, probabilities, labels, ids, classes
         What it was computed from, labelled cases only.
+    drawn : DrawnScore or None
+        Where prototypes are distributions: the averaged prediction and its doubts.
     """
 
     n: int
@@ -64,6 +117,7 @@ class ClassificationResult:
     labels: np.ndarray
     ids: tuple[str, ...]
     classes: tuple[str, ...]
+    drawn: DrawnScore | None = None
 
     @property
     def predicted(self) -> np.ndarray:
@@ -85,6 +139,7 @@ class ClassificationResult:
             },
             "confusion": self.confusion.tolist(),
             "classes": list(self.classes),
+            **({} if self.drawn is None else {"drawn": asdict(self.drawn)}),
         }
 
 

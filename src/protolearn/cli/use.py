@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "json", "html")
 UNKNOWN = "does not know"
 """In place of a class where nothing speaks for any."""
+DOUBTS = ("averaged", "total_uncertainty", "epistemic_uncertainty", "refused")
 
 
 def run_predict(args: Any) -> int:
@@ -36,6 +37,7 @@ def run_predict(args: Any) -> int:
         say_json({"model": args.model, "classes": list(model.classes), "predictions": rows})
         return 0
     names = ["case", "predicted", "probability", "runner_up", "runner_up_probability"]
+    names += [name for name in DOUBTS if rows and name in rows[0]]
     if args.all:
         names += [f"p({name})" for name in model.classes]
         rows = [{**row, **{f"p({name})": p for name, p in row["probabilities"].items()}} for row in rows]
@@ -55,12 +57,15 @@ def run_predict(args: Any) -> int:
 
 
 def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[str, Any]]:
+    from protolearn.core.sampling import doubt_of
+    from protolearn.encoders.search import retrieval_for
     from protolearn.explain.passes import run_over, track
 
     rows: list[dict[str, Any]] = []
-    seen = run_over(model, cases, batch_size=args.batch_size)
+    seen = run_over(model, cases, batch_size=args.batch_size, run=retrieval_for(model))
     for batch in track(seen, len(cases), "predicting", quiet=args.quiet):
         probabilities = model.head.probabilities(batch.output.logits.double()).cpu()
+        doubt = None if batch.output.tokens is None else doubt_of(model, batch.output.tokens)
         top = probabilities.topk(min(2, len(model.classes)), dim=1)
         unknown = model.head.abstains(batch.output.logits).tolist()
         for place, index in enumerate(batch.indices):
@@ -73,6 +78,12 @@ def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[st
                 "runner_up_probability": round(float(top.values[place, -1]), 6),
                 "abstains": unknown[place],
             }
+            if doubt is not None:
+                row["averaged"] = model.classes[int(doubt.mean[place].argmax())]
+                row["total_uncertainty"] = round(float(doubt.uncertainty.total[place]), 6)
+                row["epistemic_uncertainty"] = round(float(doubt.uncertainty.epistemic[place]), 6)
+                if doubt.refused is not None:
+                    row["refused"] = bool(doubt.refused[place])
             if args.all:
                 row["probabilities"] = {
                     name: round(p, 6) for name, p in zip(model.classes, probabilities[place].tolist(), strict=True)

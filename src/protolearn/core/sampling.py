@@ -92,6 +92,38 @@ def predictive(
     return Predictive(probabilities.mean(1), probabilities, decompose(probabilities))
 
 
+class Doubt(NamedTuple):
+    """What sampled predictions of some cases say, and which of them the model refuses."""
+
+    mean: Tensor
+    """``(B, C)``: the averaged prediction."""
+    uncertainty: Uncertainty
+    """Each ``(B,)``."""
+    refused: Tensor | None
+    """``(B,)`` bool by the rule in the model's metadata; None where none was calibrated."""
+
+
+def rule_of(model: PrototypeModel) -> Refusal | None:
+    """Return the refusal that was calibrated for a model, None where there is none."""
+    plain = model.metadata.get("refusal")
+    return None if plain is None or model.bank.law is None else Refusal.from_dict(plain)
+
+
+@torch.no_grad()
+def doubt_of(model: PrototypeModel, tokens: Tokens) -> Doubt | None:
+    """Return what sampled predictions say of embedded tokens, None where a model's prototypes are points.
+
+    The same draws every time, as many as the refusal was calibrated with (30 where there is none), so that it does not
+    matter in which batch a case comes.
+    """
+    if model.bank.law is None:
+        return None
+    rule = rule_of(model)
+    samples = 30 if rule is None else rule.samples
+    found = predictive(model, tokens, samples, torch.Generator().manual_seed(0))
+    return Doubt(found.mean, found.uncertainty, None if rule is None else rule(found.uncertainty))
+
+
 @torch.no_grad()
 def contribution_spread(
     model: PrototypeModel,

@@ -15,9 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 from protolearn.core.encoder import Encoder
 from protolearn.core.method import Method
 from protolearn.core.model import PrototypeModel
+from protolearn.core.sampling import Doubt, doubt_of, rule_of
 from protolearn.data import Cases, FileCases, arrays
 from protolearn.data.features import features
 from protolearn.encoders import FeatureEncoder, ImageEncoder, SmallEncoder, make_encoder
+from protolearn.encoders.search import retrieval_for
 from protolearn.errors import DataError, UsageError
 from protolearn.explain import explain
 from protolearn.explain.passes import run_over
@@ -163,6 +165,30 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         """Return ``(n, classes)`` logits."""
         return self._run(X, "logits")
 
+    def uncertainty(self, X: Any) -> dict[str, np.ndarray]:
+        """Return ``total``, ``aleatoric`` and ``epistemic`` doubt ``(n,)`` where prototypes are distributions."""
+        doubts = self._doubts(X)
+        names = ("total", "aleatoric", "epistemic")
+        return {name: np.concatenate([getattr(d.uncertainty, name).cpu().numpy() for d in doubts]) for name in names}
+
+    def refuse(self, X: Any) -> np.ndarray:
+        """Return ``(n,)`` bool: cases the model does not answer, by the refusal calibrated for it.
+
+        ``core.sampling.calibrate_refusal`` sets it by validation cases; it is saved with the model.
+        """
+        check_is_fitted(self, "model_")
+        if rule_of(self.model_) is None:
+            raise UsageError("no refusal was calibrated for this model: see core.sampling.calibrate_refusal")
+        return np.concatenate([d.refused.cpu().numpy() for d in self._doubts(X) if d.refused is not None])
+
+    def _doubts(self, X: Any) -> list[Doubt]:
+        check_is_fitted(self, "model_")
+        if self.model_.bank.law is None:
+            raise UsageError("this model's prototypes are points: nothing is drawn that could disagree")
+        seen = run_over(self.model_, self._cases(X, None)[0], batch_size=self.batch_size)
+        found = [doubt_of(self.model_, batch.output.tokens) for batch in seen if batch.output.tokens is not None]
+        return [doubt for doubt in found if doubt is not None]
+
     def transform(self, X: Any) -> np.ndarray:
         """Return ``(n, prototypes)`` evidence: how much of each prototype is in each case."""
         return self._run(X, "evidence")
@@ -293,9 +319,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     def _run(self, X: Any, what: str) -> np.ndarray:
         check_is_fitted(self, "model_")
         cases, _ = self._cases(X, None)
+        run = retrieval_for(self.model_) if what == "logits" else None
         rows = [
             getattr(batch.output, what).float().cpu().numpy()
-            for batch in run_over(self.model_, cases, batch_size=self.batch_size)
+            for batch in run_over(self.model_, cases, batch_size=self.batch_size, run=run)
         ]
         width = len(self.model_.classes) if what == "logits" else len(self.model_.bank)
         return np.concatenate(rows) if rows else np.zeros((0, width), dtype=np.float32)

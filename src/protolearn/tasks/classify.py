@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from protolearn.audit.classification import ClassificationResult, ClassScore, score_logits
+from protolearn.audit.classification import ClassificationResult, ClassScore, score_draws, score_logits
 from protolearn.core.model import PrototypeModel
+from protolearn.core.sampling import doubt_of, rule_of
 from protolearn.explain.passes import CaseList, run_over, track
+from protolearn.structures import Output
 
 __all__ = ["ClassScore", "ClassificationResult", "evaluate", "score_logits"]
 
@@ -23,11 +27,15 @@ def evaluate(
     device: str | torch.device | None = None,
     workers: int = 0,
     quiet: bool = True,
+    run: Callable[[Tensor], Output] | None = None,
 ) -> ClassificationResult:
     """Run a model over cases and score it; :func:`score_logits` does the same from logits.
 
     The model is left as it is. Labels are matched with the model's classes by name; unlabelled cases are left out and
-    counted, and a class without cases has no recall rather than a recall of 0.
+    counted, and a class without cases has no recall rather than a recall of 0. Where prototypes are distributions,
+    ``drawn`` scores the prediction averaged over draws, and how many cases the model refuses if that was calibrated.
+    ``run`` is as for :func:`~protolearn.explain.passes.run_over`: ``encoders.search.retrieval_for(model)`` spares the
+    comparison with all of very many stored cases.
 
     Raises
     ------
@@ -36,9 +44,22 @@ def evaluate(
     """
     logits, labels, ids = [np.zeros((0, len(model.classes)))], [np.zeros(0, np.int64)], []
     total = len(cases) if indices is None else len(indices)
-    seen = run_over(model, cases, indices, batch_size=batch_size, device=device, workers=workers, strict_labels=True)
+    right, doubts, refused = [np.zeros(0, bool)], [np.zeros((0, 3))], [np.zeros(0, bool)]
+    seen = run_over(
+        model, cases, indices, batch_size=batch_size, device=device, workers=workers, strict_labels=True, run=run
+    )
     for batch in track(seen, total, "evaluating", quiet=quiet):
         logits.append(batch.output.logits.double().cpu().numpy())
         labels.append(batch.labels.cpu().numpy())
         ids += [str(cases.ids[i]) for i in batch.indices]
-    return score_logits(np.concatenate(logits), np.concatenate(labels), model.classes, ids)
+        doubt = None if batch.output.tokens is None else doubt_of(model, batch.output.tokens)
+        if doubt is not None:
+            known = batch.labels >= 0
+            right.append((doubt.mean.argmax(1) == batch.labels)[known].cpu().numpy())
+            doubts.append(torch.stack(list(doubt.uncertainty), 1)[known].double().cpu().numpy())
+            refused.append(known[known].cpu().numpy() if doubt.refused is None else doubt.refused[known].cpu().numpy())
+    found = score_logits(np.concatenate(logits), np.concatenate(labels), model.classes, ids)
+    if model.bank.law is None:
+        return found
+    by_rule = None if rule_of(model) is None else np.concatenate(refused)
+    return replace(found, drawn=score_draws(np.concatenate(right), np.concatenate(doubts), by_rule))

@@ -132,5 +132,5 @@ def test_phases_and_wrong_settings() -> None:
 
 @pytest.mark.parametrize("distance", ["chebyshev_soft", "chebyshev_smooth"])
 def test_one_feature_has_no_deviation_to_divide_by(distance: str) -> None:
-    with pytest.raises(UsageError, match="harmonic: distance .* needs at least 2 features, got 1"):
+    with pytest.raises(UsageError, match=r"harmonic: distance .* needs at least 2 features, got 1"):
         get_method("harmonic")(distance=distance).build(FeatureEncoder(1), 3)

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
-from protolearn.core.sampling import predictive
+from protolearn.core.sampling import calibrate_refusal, doubt_of, predictive
 from protolearn.core.uncertainty import Uncertainty
 from protolearn.data.features import features
 from protolearn.encoders import FeatureEncoder
@@ -119,9 +119,31 @@ class ProbPSENNClassifier(ShallowClassifier):
         doubt = self._drawn(X, samples)[1]
         return {name: getattr(doubt, name).numpy() for name in ("total", "aleatoric", "epistemic")}
 
-    def _drawn(self, X: Any, samples: int) -> tuple[Tensor, Uncertainty]:
+    @torch.no_grad()
+    def calibrate_refusal(self, X: Any, quantile: float = 0.95, *, score: str = "epistemic", samples: int = 30) -> Self:
+        """Set when to refuse, by cases that were not learned from: about ``1 - quantile`` of such are refused."""
+        tokens = self._tokens(X)
+        calibrate_refusal(
+            self.model_, tokens, quantile, score=score, samples=samples, generator=torch.Generator().manual_seed(0)
+        )
+        return self
+
+    @torch.no_grad()
+    def refuse(self, X: Any) -> np.ndarray:
+        """Return ``(n,)`` bool: cases whose doubt lies above the calibrated threshold."""
+        tokens = self._tokens(X)
+        found = doubt_of(self.model_, tokens)
+        if found is None or found.refused is None:
+            raise UsageError("prob-psenn: call calibrate_refusal with validation cases first")
+        refused: np.ndarray = found.refused.numpy()
+        return refused
+
+    def _tokens(self, X: Any) -> Tokens:
         x = self._inside(X)  # refuses what is not fitted
-        tokens = self.model_.embed(Tokens(x.unsqueeze(1)))
+        return self.model_.embed(Tokens(x.unsqueeze(1)))
+
+    def _drawn(self, X: Any, samples: int) -> tuple[Tensor, Uncertainty]:
+        tokens = self._tokens(X)
         found = predictive(self.model_, tokens, samples, torch.Generator().manual_seed(0))
         return found.mean, found.uncertainty
 

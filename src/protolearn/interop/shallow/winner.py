@@ -119,8 +119,8 @@ class WinnerClassifier(ShallowClassifier):
         held, wanted = len(self._state.vectors) // self._state.classes, self.prototypes_per_class  # type: ignore[attr-defined]
         if held != wanted:
             raise UsageError(
-                f"{self._page().slug}: prototypes_per_class must stay {held} while a stream goes on, got {wanted}: call "
-                "fit to begin anew"
+                f"{self._page().slug}: prototypes_per_class must stay {held} while a stream goes on, got {wanted}: "
+                "call fit to begin anew"
             )
 
     def _common(self) -> dict[str, Any]:
