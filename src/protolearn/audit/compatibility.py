@@ -80,7 +80,8 @@ def average_compatibility(scores: Tensor) -> float:
 def average_accuracy(scores: Tensor) -> float:
     """Return the mean score over the lower triangle with the diagonal, NaN left out.
 
-    The authors' code leaves out zeros, which stand for "not evaluated" there; here that is NaN, and 0 is a score.
+    The authors' code leaves out zeros, which stand for "not evaluated" there; here that is NaN, and 0 is a score. It
+    also multiplies by 100 where all scores of the newest model are below 1; here the units of the scores stay.
 
     Examples
     --------

@@ -14,7 +14,8 @@ paper multiplies maps by 0 (a forbidden place would beat every negative cosine e
 Unverified, since the authors' code is not out: that the contrast is SoftTriple's, its three constants (SoftTriple's
 own), that cam is pooled by its mean, the projector (one linear layer), widths, rates and epochs. 100 prototypes a
 concept follow from the paper's counts.
-Departs from the paper: a prototype's picture is the nearest training *token*, not the nearest concept vector.
+Departs from the paper: no binary loss of the task for classes that may be present together (cross-entropy, one class a
+case); a prototype's picture is the nearest training *token*, not the nearest concept vector.
 Beyond the paper, off by default: ``concepts_from="classes"`` takes every class for a concept, where no labels of
 concepts exist (recipe "frozen"); what is named then is no human concept.
 """
