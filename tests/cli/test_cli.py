@@ -22,6 +22,7 @@ from protolearn.cli import main
 from protolearn.cli.options import COMMANDS
 from protolearn.cli.train import read_settings
 from protolearn.cli.use import _file_name
+from protolearn.core.uncertainty import Refusal
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import UsageError
@@ -187,6 +188,20 @@ def test_predict(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path
     assert "p(9)" in (tmp_path / "p.csv").read_text()
     Told(capsys, "predict", folder, picture, "--out", tmp_path / "p.json")
     assert json.loads((tmp_path / "p.json").read_text())["predictions"]
+
+
+def test_predict_says_how_unsure_it_is(capsys: pytest.CaptureFixture[str], picture: Path, tmp_path: Path) -> None:
+    cases = digits("train").subset(range(40))
+    method = get_method("prob-psenn")(dim=4, law="diagonal")
+    model = method.build(SmallEncoder(dim=8), 10, 0).eval()
+    model.method, model.classes = method, cases.classes
+    (row,) = csv.DictReader(io.StringIO(Told(capsys, "predict", save(model, tmp_path / "one"), picture).out))
+    assert row["averaged"] in cases.classes
+    assert 0 <= float(row["epistemic_uncertainty"]) <= float(row["total_uncertainty"])
+    assert "refused" not in row, "nothing was calibrated"
+    model.metadata["refusal"] = Refusal(-1.0).to_dict()
+    found = Told(capsys, "predict", save(model, tmp_path / "two"), picture, "--json").json["predictions"][0]
+    assert found["refused"] is True
 
 
 def test_explain_without_the_data(

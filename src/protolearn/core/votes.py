@@ -51,7 +51,9 @@ def vote_weights(
     """
     allowed = torch.isneginf(scores).logical_not() if allowed is None else ~torch.isneginf(scores) & allowed
     if groups is not None:
-        return mean_of_groups([vote_weights(scores, allowed & (groups == g), k=k) for g in groups.unique()])
+        return mean_of_groups(
+            [vote_weights(scores, allowed & (groups == g), k=k) for g in sorted(set(groups.tolist()))]
+        )
     if k is not None and k < scores.shape[1]:
         allowed = allowed & largest(scores.masked_fill(~allowed, float("-inf")), k)
     some = allowed.any(1, keepdim=True)
@@ -173,7 +175,8 @@ class Votes(Head):
         may = ~torch.isneginf(scores) & usable
         if not self.by_group or self.bank.groups is None:
             return self._weigh(scores, may)
-        return mean_of_groups([self._weigh(scores, may & (self.bank.groups == g)) for g in self.bank.groups.unique()])
+        groups = self.bank.groups
+        return mean_of_groups([self._weigh(scores, may & (groups == g)) for g in sorted(set(groups.tolist()))])
 
     def _weigh(self, scores: Tensor, may: Tensor) -> Tensor:
         voters = may if self.k is None else may & largest(scores.masked_fill(~may, float("-inf")), self.k)
