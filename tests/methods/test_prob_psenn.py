@@ -150,7 +150,7 @@ def test_start_and_schedule() -> None:
     alone, distributions, joint, near = method.phases()
     assert isinstance(alone, Train)
     assert set(alone.rates) == {"encoder", "neck", "decoder"}
-    assert alone.coefficients(method.weights(), 0, 0) == {"nll": 0, "reconstruction": 10, "r1": 0, "int": 0}
+    assert alone.coefficients(method.weights(), 0, 0) == {"nll": 0, "reconstruction": 1, "r1": 0, "int": 0}
     assert isinstance(distributions, Initialise)
     assert isinstance(joint, Train)
     assert joint.rates == dict.fromkeys(("encoder", "neck", "prototypes", "head", "decoder"), 1e-3)
@@ -158,7 +158,7 @@ def test_start_and_schedule() -> None:
     assert method.weights() == {"nll": 1, "reconstruction": 10, "r1": 0, "int": 0.05}
     drawn = ProbPSENN(variational=True)
     assert drawn.weights()["divergence"] == 0.05
-    assert set(drawn.phases()[0].weights) == {"reconstruction", "divergence"}  # type: ignore[attr-defined]
+    assert drawn.phases()[0].weights == {"reconstruction": 1.0, "divergence": 0.05}  # type: ignore[attr-defined]
     some = ProbPSENN(joint=("prototypes", "head")).phases()[2]
     assert isinstance(some, Train)
     assert set(some.rates) == {"prototypes", "head"}

@@ -51,9 +51,8 @@ def vote_weights(
     """
     allowed = torch.isneginf(scores).logical_not() if allowed is None else ~torch.isneginf(scores) & allowed
     if groups is not None:
-        return mean_of_groups(
-            [vote_weights(scores, allowed & (groups == g), k=k) for g in sorted(set(groups.tolist()))]
-        )
+        names = sorted(set(groups.tolist()))
+        return mean_of_groups([vote_weights(scores, allowed & (groups == g), k=k) for g in names])
     if k is not None and k < scores.shape[1]:
         allowed = allowed & largest(scores.masked_fill(~allowed, float("-inf")), k)
     some = allowed.any(1, keepdim=True)
