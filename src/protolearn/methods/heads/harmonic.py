@@ -35,6 +35,7 @@ from protolearn.core.model import PrototypeModel
 from protolearn.core.settings import above, at_least, rates_of
 from protolearn.core.similarities import NegativeLog
 from protolearn.core.statistics import ClassStatistics
+from protolearn.errors import UsageError
 from protolearn.objectives.classification import cross_entropy
 from protolearn.structures import Output
 
