@@ -253,34 +253,47 @@ def write(receipt: dict[str, Any], out: Path) -> None:
 
 def table(receipt: dict[str, Any]) -> str:
     """Return the results in Markdown: mean and standard deviation over seeds, in per cent of the test cases."""
-    sets = list(receipt["sets"])
-    heads = [f"{name}: accuracy | after projection | used | s/epoch" for name in sets]
-    lines = [f"| method | {' | '.join(heads)} |"]
-    lines.append("|---|" + "---|" * (4 * len(sets)))
-    for label in receipt["sets"][sets[0]].get("baselines", {}):
-        cells = []
-        for name in sets:
-            count = sum(receipt["sets"][name]["data"]["test"].values())
-            cells.append(f"{100 * receipt['sets'][name]['baselines'][label] / count:.1f} | | |")
+    sets = receipt["sets"]
+    heads = [f"{name}: accuracy | after projection | prototypes used | s/epoch" for name in sets]
+    lines = [f"| frozen encoder | {' | '.join(heads)} |", "|---|" + "---|" * (4 * len(sets))]
+    for label in next(iter(sets.values()))["baselines"]:
+        cells = [f"{100 * entry['baselines'][label] / tests(entry):.1f} | | |" for entry in sets.values()]
         lines.append(f"| *{label}* | {' '.join(cells)}")
-    slugs = sorted({slug for name in sets for slug in receipt["sets"][name]["methods"]})
-    for slug in slugs:
-        cells = []
-        for name in sets:
-            count = sum(receipt["sets"][name]["data"]["test"].values())
-            runs = receipt["sets"][name]["methods"].get(slug, {})
-            if runs.get("not applicable") or not runs:
-                cells.append(f"{'not applicable' if runs else 'not run'} | | |")
-                continue
-            each = list(runs.values())
-            cells.append(" | ".join([
-                spread([r["right"] / count for r in each]),
-                spread([r["after_projection"] / count for r in each]) if "after_projection" in each[0] else "",
-                f"{np.mean([r['used'] for r in each]):.0f} of {np.mean([r['prototypes'] for r in each]):.0f}",
-                f"{np.mean([r['seconds'] / r['epochs'] for r in each]):.2f}",
-            ]) + " |")  # fmt: skip
+    peers = [entry["cabrnet"]["seeds"] if "cabrnet" in entry else None for entry in sets.values()]
+    if any(peers):
+        cells = [row(runs, tests(entry)) for runs, entry in zip(peers, sets.values(), strict=True)]
+        lines.append(f"| *CaBRNet's ProtoPNet, its own training* | {' '.join(cells)}")
+    for slug in sorted({slug for entry in sets.values() for slug in entry["methods"]}):
+        cells = [row(entry["methods"].get(slug), tests(entry)) for entry in sets.values()]
         lines.append(f"| {slug} | {' '.join(cells)}")
+    if all("trained" in entry for entry in sets.values()):
+        sizes = [f"{name} at {entry['trained']['size']} px: accuracy | after projection | prototypes used | s/epoch"
+                 for name, entry in sets.items()]  # fmt: skip
+        lines += ["", f"| encoder trained | {' | '.join(sizes)} |", "|---|" + "---|" * (4 * len(sets))]
+        for label in next(iter(sets.values()))["trained"]["baselines"]:
+            cells = [f"{100 * e['trained']['baselines'][label] / tests(e):.1f} | | |" for e in sets.values()]
+            lines.append(f"| *{label}, frozen, at that size* | {' '.join(cells)}")
+        for slug in TRAINED:
+            cells = [row(entry["trained"]["methods"].get(slug), tests(entry)) for entry in sets.values()]
+            lines.append(f"| {slug} | {' '.join(cells)}")
     return "\n".join(lines)
+
+
+def tests(entry: dict[str, Any]) -> int:
+    """Return how many test cases a set has."""
+    return sum(entry["data"]["test"].values())
+
+
+def row(runs: dict[str, Any] | None, count: int) -> str:
+    """Return the four cells of a method on a set."""
+    if not runs or runs.get("not applicable"):
+        return f"{'not applicable' if runs else 'not run'} | | |"
+    each = list(runs.values())
+    projected = spread([r["after_projection"] / count for r in each]) if "after_projection" in each[0] else ""
+    used = np.mean([r.get("used", r["prototypes"]) for r in each])
+    made = np.mean([r["prototypes"] for r in each])
+    seconds = np.mean([r["seconds"] / r["epochs"] for r in each])
+    return f"{spread([r['right'] / count for r in each])} | {projected} | {used:.0f} of {made:.0f} | {seconds:.2f} |"
 
 
 def spread(shares: list[float]) -> str:

@@ -221,7 +221,12 @@ def assign_distinct(nearest: Nearest, measure: Measure, keys: Tensor) -> Tensor:
     raise AssertionError("each round moves a proposal forward, so this is never reached")
 
 
+def own_neighbours(nearest: Nearest, ownership: Tensor) -> Tensor:
+    """Return ``(P,)`` int64: how many of the nearest cases carry a class that owns the prototype."""
+    own = ownership.gather(1, nearest.labels.clamp_min(0)) > 0
+    return (own & nearest.found & (nearest.labels >= 0)).sum(1)
+
+
 def impure(nearest: Nearest, ownership: Tensor, minimum: int) -> Tensor:
     """Return ``(P,)`` bool: fewer than ``minimum`` of the nearest cases carry a class that owns the prototype."""
-    own = ownership.gather(1, nearest.labels.clamp_min(0)) > 0
-    return (own & nearest.found & (nearest.labels >= 0)).sum(1) < minimum
+    return own_neighbours(nearest, ownership) < minimum

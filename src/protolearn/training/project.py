@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protolearn.core.method import Project, Prune
 from protolearn.core.model import PrototypeModel
-from protolearn.core.projection import Nearest, NearestTokens, assign_distinct, impure
+from protolearn.core.projection import Nearest, NearestTokens, assign_distinct, impure, own_neighbours
 from protolearn.data.cases import Cases
 from protolearn.errors import DataError, UsageError
 from protolearn.structures import Box, Source, Tokens
@@ -143,17 +143,19 @@ def nearest_cases(
 def prune(model: PrototypeModel, cases: Cases, phase: Prune, **how: Any) -> list[int]:
     """Remove prototypes whose nearest training cases are mostly of other classes; return their ids.
 
-    As in the authors' code, each case counts once, with its nearest token. A class never loses its last prototype.
+    As in the authors' code, each case counts once, with its nearest token. A class never loses its last prototype: the
+    one with the most neighbours of its own class stays, the first of equal ones. (Distances would not do: after a
+    projection they are all 0 but for rounding.)
     """
     nearest = nearest_cases(model, cases, phase.k, **how)
     bad = impure(nearest, model.bank.ownership, phase.minimum)
     own = model.bank.ownership > 0
     emptied = (own & ~bad.unsqueeze(1)).sum(0) == 0
-    purest = nearest.values[:, 0]
+    purity = own_neighbours(nearest, model.bank.ownership)
     for label in emptied.nonzero().squeeze(1).tolist():
         members = own[:, label].nonzero().squeeze(1)
-        best = model.measure.nearest(purest[members], dim=0)[1]
-        bad[members[best]] = False
+        purest = members[purity[members] == purity[members].max()][0]
+        bad[purest] = False
     gone: list[int] = model.bank.ids[bad].tolist()
     model.prune(gone)
     return gone
