@@ -170,3 +170,13 @@ def test_doubts_and_refusals_are_scored_where_prototypes_are_distributions() -> 
     calibrate_refusal(classifier.model_, tokens, 0.75, generator=torch.Generator().manual_seed(0))
     assert classifier.refuse(x).sum() == 15
     assert classifier.uncertainty(x)["total"].shape == (60,)
+
+
+def test_probabilities_are_the_heads_own() -> None:
+    """A softmax of scores that are probabilities already would make every model look unsure."""
+    cases = features(np.random.default_rng(0).random((20, 4), dtype=np.float32), np.arange(20) % 2, name="cases")
+    method = get_method("nw-head")(encoder_rate=None, per_class=5)
+    model = fit(method, cases, encoder=FeatureEncoder(4), quiet=True, device="cpu").model
+    result = evaluate(model, cases)
+    assert np.allclose(result.probabilities, result.logits, atol=1e-6), "votes are shares of one"
+    assert result.probabilities.sum(1) == pytest.approx(np.ones(20), abs=1e-6)

@@ -144,7 +144,11 @@ class ClassificationResult:
 
 
 def score_logits(
-    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], ids: Sequence[str] | None = None
+    logits: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    ids: Sequence[str] | None = None,
+    probabilities: np.ndarray | None = None,
 ) -> ClassificationResult:
     """Score logits against labels.
 
@@ -158,6 +162,8 @@ def score_logits(
         Names.
     ids : sequence of str, optional
         Case ids; the positions by default.
+    probabilities : ndarray, optional
+        ``(N, C)``, where the model makes them of its logits in another way than by a softmax.
 
     Examples
     --------
@@ -174,8 +180,10 @@ def score_logits(
     known = labels >= 0
     names = tuple(str(i) for i in (range(len(labels)) if ids is None else ids))
     kept, y = logits[known], labels[known]
-    shifted = np.exp(kept - kept.max(1, keepdims=True)) if len(kept) else kept
-    probabilities = shifted / shifted.sum(1, keepdims=True) if len(kept) else shifted
+    if probabilities is None:
+        shifted = np.exp(logits - logits.max(1, keepdims=True)) if len(logits) else logits
+        probabilities = shifted / shifted.sum(1, keepdims=True) if len(logits) else shifted
+    probabilities = np.asarray(probabilities, dtype=np.float64).reshape(logits.shape)[known]
     size = len(classes)
     predicted = kept.argmax(1) if len(kept) else np.zeros(0, dtype=np.int64)
     confusion = np.bincount(y * size + predicted, minlength=size * size).reshape(size, size).astype(np.int64)

@@ -80,12 +80,14 @@ def survey(
         if cases is None:
             results.append(None)
             continue
-        logits, labels, ids = [np.zeros((0, len(model.classes)))], [np.zeros(0, np.int64)], []
+        none = np.zeros((0, len(model.classes)))
+        logits, chances, labels, ids = [none], [none], [np.zeros(0, np.int64)], []
         seen = run_over(model, cases, batch_size=batch_size, device=device, strict_labels=True)
         for batch in track(seen, len(cases), words, quiet=quiet):
             output = batch.output
             assert output.tokens is not None  # a whole pass keeps them
             logits.append(output.logits.double().cpu().numpy())
+            chances.append(output.head.probabilities(output.logits.double()).detach().cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
             ids += [str(cases.ids[i]) for i in batch.indices]
             cells = cells or Cells(output.tokens, getattr(model.encoder, "preprocess", None))
@@ -96,7 +98,8 @@ def survey(
                     search = NearestTokens(bank, model.measure, neighbours, own_class=False, compare=model.compare)
                 where = torch.tensor(batch.indices, device=output.evidence.device)
                 search.update(output.tokens, batch.labels, where)
-        results.append(score_logits(np.concatenate(logits), np.concatenate(labels), model.classes, ids))
+        scored = np.concatenate(logits), np.concatenate(labels), model.classes, ids, np.concatenate(chances)
+        results.append(score_logits(*scored))
     nearest = search.result if train is not None and search is not None else None
     unclean: tuple[int, ...] = ()
     if nearest is not None and train is not None and len(train) and (nearest.labels >= 0).any():

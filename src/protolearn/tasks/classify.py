@@ -42,7 +42,8 @@ def evaluate(
     DataError
         If a labelled case has a class the model was not trained on.
     """
-    logits, labels, ids = [np.zeros((0, len(model.classes)))], [np.zeros(0, np.int64)], []
+    none = np.zeros((0, len(model.classes)))
+    logits, chances, labels, ids = [none], [none], [np.zeros(0, np.int64)], []
     total = len(cases) if indices is None else len(indices)
     right, doubts, refused = [np.zeros(0, bool)], [np.zeros((0, 3))], [np.zeros(0, bool)]
     seen = run_over(
@@ -50,6 +51,7 @@ def evaluate(
     )
     for batch in track(seen, total, "evaluating", quiet=quiet):
         logits.append(batch.output.logits.double().cpu().numpy())
+        chances.append(batch.output.head.probabilities(batch.output.logits.double()).detach().cpu().numpy())
         labels.append(batch.labels.cpu().numpy())
         ids += [str(cases.ids[i]) for i in batch.indices]
         doubt = None if batch.output.tokens is None else doubt_of(model, batch.output.tokens)
@@ -58,7 +60,7 @@ def evaluate(
             right.append((doubt.mean.argmax(1) == batch.labels)[known].cpu().numpy())
             doubts.append(torch.stack(list(doubt.uncertainty), 1)[known].double().cpu().numpy())
             refused.append(known[known].cpu().numpy() if doubt.refused is None else doubt.refused[known].cpu().numpy())
-    found = score_logits(np.concatenate(logits), np.concatenate(labels), model.classes, ids)
+    found = score_logits(np.concatenate(logits), np.concatenate(labels), model.classes, ids, np.concatenate(chances))
     if model.bank.law is None:
         return found
     by_rule = None if rule_of(model) is None else np.concatenate(refused)
