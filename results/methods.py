@@ -218,6 +218,21 @@ def peer(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None:
         print(name, "cabrnet", entry["cabrnet"], flush=True)
 
 
+def paper(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None:
+    """Run our ProtoPNet with the settings that the peer has: the paper's, with the encoder frozen."""
+    for name in args.sets:
+        train, test = pictures(name, "train"), pictures(name, "test")
+        encoder = make_encoder(layer="final", size=SIZES[name])
+        store = token_cache(encoder, test, args.cache, quiet=True, batch_size=32)
+        found = receipt["sets"][name].setdefault("paper", {})
+        for seed in args.seeds:
+            if str(seed) not in found:
+                method = list_methods()["protopnet"](encoder_rate=None)
+                found[str(seed)] = once(method, {"batch_size": 40}, train, test, encoder, seed, args.cache, store, None)
+                write(receipt, out)
+                print(name, "protopnet, the paper's settings", seed, found[str(seed)], flush=True)
+
+
 def trained(args: argparse.Namespace, receipt: dict[str, Any], out: Path) -> None:
     """Run three methods with the encoder trained, on smaller pictures."""
     for name in args.sets:
@@ -263,6 +278,8 @@ def table(receipt: dict[str, Any]) -> str:
     if any(peers):
         cells = [row(runs, tests(entry)) for runs, entry in zip(peers, sets.values(), strict=True)]
         lines.append(f"| *CaBRNet's ProtoPNet, its own training* | {' '.join(cells)}")
+    cells = [row(entry.get("paper"), tests(entry)) for entry in sets.values()]
+    lines.append(f"| *our ProtoPNet with the same settings, the paper's* | {' '.join(cells)}")
     for slug in sorted({slug for entry in sets.values() for slug in entry["methods"]}):
         cells = [row(entry["methods"].get(slug), tests(entry)) for entry in sets.values()]
         lines.append(f"| {slug} | {' '.join(cells)}")
@@ -321,6 +338,7 @@ def main() -> None:
         receipt |= made("python results/methods.py")
         if args.part != "trained":
             frozen(args, receipt, args.out)
+            paper(args, receipt, args.out)
             if args.peer:
                 peer(args, receipt, args.out)
         if args.part != "frozen":
