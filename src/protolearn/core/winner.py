@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -40,13 +41,20 @@ class WinnerMethod(Method):
         start_on_classes(model, batches, seed)
 
 
+@dataclass(frozen=True)
 class QuantisationMethod(WinnerMethod):
-    """Learning vector quantisation: one term, ``quantisation``, made small by moving prototypes, and maybe a metric."""
+    """Learning vector quantisation: one term, ``quantisation``, made small by moving prototypes, and maybe a metric.
 
-    transfer: Literal["sigmoid", "identity"]
-    sharpness: float
-    epochs: int
-    rate: float
+    Its settings and their defaults are those of the whole family; a page adds its own.
+    """
+
+    prototypes_per_class: int = 1
+    transfer: Literal["sigmoid", "identity"] = "sigmoid"
+    sharpness: float = 10.0
+    scale: float = 0.1
+    power: float = 10.0
+    epochs: int = 50
+    rate: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""

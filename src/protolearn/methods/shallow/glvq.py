@@ -15,7 +15,6 @@ prototype names the nearest case of its class without moving onto it. Features s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -43,13 +42,7 @@ class GLVQ(QuantisationMethod):
     'sigmoid'
     """
 
-    prototypes_per_class: int = 1
-    transfer: Literal["sigmoid", "identity"] = "sigmoid"
-    sharpness: float = 10.0
     scale: float = 1.0
-    power: float = 10.0
-    epochs: int = 50
-    rate: float = 0.05
 
     def build(self, encoder: Encoder, classes: int, seed: int = 0) -> PrototypeModel:
         """Return the untrained model: tokens are compared as they are."""

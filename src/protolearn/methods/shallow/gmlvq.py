@@ -16,7 +16,6 @@ width is the limited-rank variant (Bunte et al., 2012). Features should have com
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -46,13 +45,6 @@ class GMLVQ(QuantisationMethod):
     'sigmoid'
     """
 
-    prototypes_per_class: int = 1
-    transfer: Literal["sigmoid", "identity"] = "sigmoid"
-    sharpness: float = 10.0
-    scale: float = 0.1
-    power: float = 10.0
-    epochs: int = 50
-    rate: float = 0.05
     metric_rate: float = 1e-3
     rank: int | None = None
 

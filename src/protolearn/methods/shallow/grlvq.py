@@ -15,7 +15,6 @@ can come back; at the end every prototype names the nearest case of its class. F
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -45,13 +44,6 @@ class GRLVQ(QuantisationMethod):
     'sigmoid'
     """
 
-    prototypes_per_class: int = 1
-    transfer: Literal["sigmoid", "identity"] = "sigmoid"
-    sharpness: float = 10.0
-    scale: float = 0.1
-    power: float = 10.0
-    epochs: int = 50
-    rate: float = 0.05
     metric_rate: float = 1e-3
 
     def __post_init__(self) -> None:
