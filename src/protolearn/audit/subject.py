@@ -1,0 +1,367 @@
+"""What an audit can look at: a model of the library, or any other behind an adapter of a few lines.
+
+An audit asks a subject the same few things of every batch: how similar each prototype is to each place of the input,
+how similar to the whole, and what each adds to each class's score. B batch, P prototypes, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from protolearn.core.matching import chunk_rows
+from protolearn.core.model import PrototypeModel
+from protolearn.errors import DataError, UsageError
+from protolearn.structures import Output
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a subject put out for a batch.
+
+    Attributes
+    ----------
+    logits : Tensor
+        ``(B, C)`` scores of the classes, as the ledger sums to.
+    probabilities : Tensor
+        ``(B, C)``.
+    scores : Tensor
+        ``(B, P)`` similarity of each prototype to the input, larger = more similar; 0 for prototypes out of use and
+        where nothing could match.
+    maps : Tensor or None
+        ``(B, P, h, w)`` similarity at each place, finite; None where places are not laid out in a picture.
+    ledger : callable
+        From a slice of the batch to ``(b, C, P)``: what each prototype adds to each score.
+    output : Output or None
+        All intermediates, where the subject is a model of the library.
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    scores: Tensor
+    maps: Tensor | None
+    ledger: Callable[[slice], Tensor]
+    output: Output | None = None
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def predicted(self) -> Tensor:
+        """``(B,)`` int64: the class with the highest score, the first of equals."""
+        return self.logits.argmax(1)
+
+    def toward(self, classes: Tensor) -> Tensor:
+        """Return ``(B, P)``: what each prototype adds to the score of one class a case, ``(B,)`` int64; in chunks."""
+        made = []
+        for part, table in self.ledgers():
+            at = classes[part].view(-1, 1, 1).expand(-1, 1, table.shape[2])
+            made.append(table.gather(1, at).squeeze(1))
+        return torch.cat(made) if made else self.scores.new_zeros(self.scores.shape)
+
+    def ledgers(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the ledger ``(b, C, P)`` in parts of bounded memory, each with the slice of the batch it is of."""
+        rows = chunk_rows(4 * self.logits.shape[1] * max(1, self.scores.shape[1]))
+        for start in range(0, len(self), rows):
+            part = slice(start, min(start + rows, len(self)))
+            yield part, self.ledger(part).detach()
+
+
+class Subject(ABC):
+    """A model that is audited. It answers; nothing here may change it.
+
+    Attributes
+    ----------
+    name : str
+        For reports.
+    classes : tuple of str
+        Names, in the order of the scores.
+    ids : tuple of int
+        Of the prototypes, P of them.
+    ownership : Tensor
+        ``(P, C)`` weights of membership, at least 0; a row of zeros is a prototype of no single class.
+    usable : Tensor
+        ``(P,)`` bool: prototypes that speak at all.
+    weights : Tensor or None
+        ``(C, P)`` what one unit of each prototype's score adds; None where that is not how scores are made.
+    offset : Tensor
+        ``(C,)`` part of each score that no prototype brings.
+    vectors : Tensor or None
+        ``(P, D)`` the prototypes themselves, where they are vectors to be compared.
+    preprocess : object or None
+        From a picture to an input, as an encoder's.
+    module : Module
+        What is audited, for its parameters, buffers and modes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ids: tuple[int, ...]
+    ownership: Tensor
+    usable: Tensor
+    weights: Tensor | None
+    offset: Tensor
+    vectors: Tensor | None
+    preprocess: Any
+    module: nn.Module
+
+    @abstractmethod
+    def look(self, inputs: Tensor, *, maps: bool = True) -> Look:
+        """Return what the model puts out for a batch of inputs; without ``maps`` where nobody reads them."""
+
+    def scored(self, inputs: Tensor) -> Tensor:
+        """Return the probabilities ``(B, C)`` alone, for audits that ask about many altered inputs."""
+        return self.look(inputs, maps=False).probabilities
+
+    def of_class(self, labels: Tensor) -> Tensor:
+        """Return ``(B, P)`` bool: the usable prototypes of each case's class.
+
+        A prototype of no single class belongs to the classes that give it a positive weight, or to all of them where
+        no weights are known; an unlabelled case (-1) has none.
+        """
+        owned = self.ownership > 0
+        shared = ~owned.any(1, keepdim=True)
+        if self.weights is None:
+            member = owned | shared
+        else:
+            member = owned | (shared & (self.weights.T > 0))
+        known = labels >= 0
+        return member.T[labels.clamp_min(0)] & known.unsqueeze(1) & self.usable
+
+    def digest(self) -> str:
+        """Return a SHA-256 over every parameter and buffer and every module's mode."""
+        found = hashlib.sha256()
+        for name, values in sorted([*self.module.named_parameters(), *self.module.named_buffers()]):
+            raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            found.update(f"{name}{tuple(values.shape)}{values.dtype}".encode() + raw.numpy().tobytes())
+        found.update("".join(f"{name}{each.training}" for name, each in self.module.named_modules()).encode())
+        return found.hexdigest()
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Evaluate without gradients and without dropout, and give every module its own mode back."""
+        modes = [(module, module.training) for module in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+class ModelSubject(Subject):
+    """A model of the library.
+
+    Examples
+    --------
+    >>> from protolearn.encoders import SmallEncoder
+    >>> from protolearn.methods import get_method
+    >>> model = get_method("protopnet")(prototypes_per_class=2).build(SmallEncoder(size=16), 3)
+    >>> subject = ModelSubject(model)
+    >>> with subject.looking():
+    ...     look = subject.look(torch.rand(4, 3, 16, 16))
+    >>> look.maps.shape, torch.allclose(look.ledger(slice(0, 4)).sum(2) + subject.offset, look.logits, atol=1e-5)
+    (torch.Size([4, 6, 4, 4]), True)
+    """
+
+    def __init__(self, model: PrototypeModel) -> None:
+        self.model = model
+        self.module = model
+        self.name = "a prototype model" if model.method is None else type(model.method).__name__
+        self.classes = model.classes
+        self.preprocess = getattr(model.encoder, "preprocess", None)
+
+    @property
+    def ids(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the prototypes."""
+        return tuple(self.model.bank.ids.tolist())
+
+    @property
+    def ownership(self) -> Tensor:  # type: ignore[override]
+        """``(P, C)``."""
+        return self.model.bank.ownership.detach()
+
+    @property
+    def usable(self) -> Tensor:  # type: ignore[override]
+        """``(P,)``."""
+        return self.model.bank.usable
+
+    @property
+    def weights(self) -> Tensor | None:  # type: ignore[override]
+        """``(C, P)`` or None."""
+        found = self.model.head.per_unit(len(self.model.bank), self.model.bank.usable)
+        return None if found is None else found.detach()
+
+    @property
+    def offset(self) -> Tensor:  # type: ignore[override]
+        """``(C,)``."""
+        return self.model.head.offset().detach()
+
+    @property
+    def vectors(self) -> Tensor | None:  # type: ignore[override]
+        """``(P, D)`` or None."""
+        return None if self.model.bank.drawn else self.model.bank.vectors.detach()
+
+    def look(self, inputs: Tensor, *, maps: bool = True) -> Look:
+        """Return what the model puts out for a batch of inputs."""
+        out: Output = self.model(inputs)
+        return Look(
+            logits=out.logits,
+            probabilities=out.head.probabilities(out.logits),
+            scores=_settled(out.similarities.masked_fill(~self.usable, 0.0)),
+            maps=self._maps(out) if maps else None,
+            ledger=lambda part: out.head.ledger(out.part(part)),
+            output=out,
+        )
+
+    def _maps(self, out: Output) -> Tensor | None:
+        tokens = out.tokens
+        if tokens is None or tokens.grid is None or len(tokens.grid) != 2:
+            return None
+        table = self.model.maps(tokens) if out.table is None else out.table.transpose(1, 2)
+        return finite_maps(table.detach().unflatten(2, tokens.grid))
+
+
+class AdaptedSubject(Subject):
+    """Any other model, through a function from a batch of inputs to a :class:`Look`.
+
+    Parameters
+    ----------
+    module : Module
+        The model: its parameters and buffers are watched, its modes are set and given back.
+    look : callable
+        From inputs to a ``Look``; maps may be left out.
+    classes : sequence of str
+        Names.
+    ownership : Tensor
+        ``(P, C)``; a row of zeros is a prototype of no single class.
+    weights, offset, vectors, usable, preprocess, ids, name
+        As in :class:`Subject`; what is not known may be left out, and the audits that need it then refuse.
+
+    Examples
+    --------
+    A linear model over the brightness of the four quarters of a picture, each quarter a "prototype":
+
+    >>> class Quarters(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.weight = nn.Parameter(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]]))
+    >>> net = Quarters()
+    >>> def look(inputs):
+    ...     cells = torch.nn.functional.adaptive_avg_pool2d(inputs.mean(1, keepdim=True), 2)
+    ...     scores = cells.flatten(1)
+    ...     places = torch.eye(4).view(1, 4, 2, 2) * cells
+    ...     logits = scores @ net.weight.T
+    ...     return Look(logits, logits.softmax(1), scores, places, lambda part: scores[part, None] * net.weight)
+    >>> subject = AdaptedSubject(net, look, classes=["first", "rest"], ownership=(net.weight.detach().T > 0).float())
+    >>> with subject.looking():
+    ...     subject.look(torch.ones(1, 3, 8, 8)).predicted.item()
+    1
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        look: Callable[[Tensor], Look],
+        *,
+        classes: Sequence[str],
+        ownership: Tensor,
+        weights: Tensor | None = None,
+        offset: Tensor | None = None,
+        vectors: Tensor | None = None,
+        usable: Tensor | None = None,
+        preprocess: Any = None,
+        ids: Sequence[int] | None = None,
+        name: str = "an adapted model",
+    ) -> None:
+        count = len(ownership)
+        if ownership.ndim != 2 or ownership.shape[1] != len(classes):
+            raise UsageError(f"ownership must be (P, C) with C = {len(classes)} classes, got {tuple(ownership.shape)}")
+        self.module, self._look, self.name = module, look, name
+        self.classes = tuple(map(str, classes))
+        self.ownership, self.weights, self.vectors = ownership, weights, vectors
+        self.offset = ownership.new_zeros(len(self.classes)) if offset is None else offset
+        self.usable = torch.ones(count, dtype=torch.bool, device=ownership.device) if usable is None else usable
+        self.ids = tuple(range(count)) if ids is None else tuple(map(int, ids))
+        self.preprocess = preprocess
+
+    def look(self, inputs: Tensor, *, maps: bool = True) -> Look:
+        """Return what the function says of a batch of inputs, checked for shape."""
+        found = self._look(inputs)
+        wanted = (len(inputs), len(self.ids))
+        if tuple(found.scores.shape) != wanted or len(found.logits) != len(inputs):
+            raise UsageError(
+                f"a look at {len(inputs)} inputs must hold scores {wanted} and logits "
+                f"({len(inputs)}, {len(self.classes)}), got {tuple(found.scores.shape)} and {tuple(found.logits.shape)}"
+            )
+        maps_found = found.maps
+        if maps_found is not None:
+            if tuple(maps_found.shape[:2]) != wanted or maps_found.ndim != 4:
+                raise UsageError(f"maps must be (B, P, h, w) = {wanted} and places, got {tuple(maps_found.shape)}")
+            maps_found = finite_maps(maps_found)
+        return Look(found.logits, found.probabilities, _settled(found.scores), maps_found, found.ledger, found.output)
+
+
+def subject_of(model: Any) -> Subject:
+    """Return a model as an audit sees it; a subject stays what it is.
+
+    Raises
+    ------
+    UsageError
+        If it is neither a model of the library nor a subject.
+    """
+    if isinstance(model, Subject):
+        return model
+    if isinstance(model, PrototypeModel):
+        return ModelSubject(model)
+    raise UsageError(
+        f"an audit needs a PrototypeModel or a Subject, got {type(model).__name__}: wrap another model in "
+        "protolearn.audit.subject.AdaptedSubject"
+    )
+
+
+def finite_maps(maps: Tensor) -> Tensor:
+    """Return maps ``(B, P, h, w)`` in which places that could not match hold the lowest value of their map.
+
+    Raises
+    ------
+    DataError
+        If a map holds NaN: a place cannot be pointed at by it.
+    """
+    if bool(maps.isnan().any()):
+        case, prototype = (int(v) for v in maps.isnan().flatten(2).any(2).nonzero()[0])
+        raise DataError(
+            f"the similarity map of prototype row {prototype} holds NaN in case {case} of the batch: the model's "
+            "weights or the input are damaged"
+        )
+    real = torch.isfinite(maps)
+    if bool(real.all()):
+        return maps
+    lowest = maps.masked_fill(~real, float("inf")).flatten(2).amin(2)
+    lowest = torch.where(torch.isfinite(lowest), lowest, 0.0)[..., None, None]
+    return torch.where(real, maps, lowest)
+
+
+def _settled(scores: Tensor) -> Tensor:
+    """Return scores in which "could not match" (an infinity) is 0; NaN stays, to be seen."""
+    return scores.detach().masked_fill(torch.isinf(scores), 0.0)
+
+
+def facts(subject: Subject) -> Mapping[str, Any]:
+    """Return plain facts about a subject for a record."""
+    owned = (subject.ownership > 0).any(1)
+    return {
+        "model": subject.name,
+        "classes": len(subject.classes),
+        "prototypes": len(subject.ids),
+        "usable": int(subject.usable.sum()),
+        "of_no_single_class": int((~owned).sum()),
+    }
