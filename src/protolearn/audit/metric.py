@@ -177,7 +177,7 @@ class Metric(ABC):
         """Get ready for a subject; subclasses make their tables here and call this first."""
         self.setting = setting
 
-    def update(self, seen: Seen) -> None:
+    def update(self, seen: Seen) -> None:  # noqa: B027  a metric of the prototypes alone is shown no case
         """Take in a batch; nothing by default, for metrics of the prototypes alone."""
 
     @abstractmethod

@@ -72,7 +72,7 @@ class PartHits(Metric):
 )
 @dataclass
 class ConsistencyMetric(PartHits):
-    """Does a prototype mean the same part of the object in every picture?"""
+    """Whether a prototype means the same part of the object in every picture."""
 
     threshold: float = 0.8
     half_side: int = 36
@@ -141,7 +141,7 @@ class ConsistencyMetric(PartHits):
 )
 @dataclass
 class StabilityMetric(PartHits):
-    """Does a prototype point at the same part when the picture hardly changes?"""
+    """Whether a prototype points at the same part when the picture hardly changes."""
 
     half_side: int = 36
     size: int = 224
