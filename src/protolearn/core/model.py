@@ -208,9 +208,9 @@ class PrototypeModel(nn.Module):
                 "this model cannot tell what it has not seen: fit a novelty score first (tasks.ood.fit_novelty, or "
                 "protolearn ood)"
             )
-        if self.scorer.needs_grad:
-            return self.scorer.novelty(self.scorer.score_inputs(self, inputs))
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.scorer.needs_grad):
+            if self.scorer.reads_inputs:
+                return self.scorer.novelty(self.scorer.score_inputs(self, inputs).detach())
             out = inputs if isinstance(inputs, Output) else self(inputs)
             return self.scorer.novelty(self.scorer.score(view_of(out, self.scorer.features)))
 

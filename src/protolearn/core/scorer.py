@@ -35,11 +35,15 @@ class View:
         ``(B, C)``.
     evidence : Tensor or None
         ``(B, P)`` similarities to the prototypes, where the model has some.
+    weight, bias : Tensor or None
+        ``(C, D)`` and ``(C,)`` of a classifier that is linear in the features.
     """
 
     features: Tensor
     logits: Tensor
     evidence: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.logits.ndim != 2 or len(self.features) != len(self.logits):
@@ -53,7 +57,8 @@ class View:
 
     def part(self, cases: Tensor | slice) -> View:
         """Return some cases."""
-        return View(self.features[cases], self.logits[cases], None if self.evidence is None else self.evidence[cases])
+        evidence = None if self.evidence is None else self.evidence[cases]
+        return View(self.features[cases], self.logits[cases], evidence, self.weight, self.bias)
 
 
 def joined(views: list[View]) -> View:
@@ -62,7 +67,8 @@ def joined(views: list[View]) -> View:
         raise UsageError("no case was seen: there is nothing to score")
     whole = [view.evidence for view in views]
     evidence = None if any(e is None for e in whole) else torch.cat([e for e in whole if e is not None])
-    return View(torch.cat([v.features for v in views]), torch.cat([v.logits for v in views]), evidence)
+    features, logits = torch.cat([v.features for v in views]), torch.cat([v.logits for v in views])
+    return View(features, logits, evidence, views[0].weight, views[0].bias)
 
 
 def view_of(out: Output, features: str = "encoded") -> View:
@@ -125,7 +131,9 @@ class Scorer(nn.Module, ABC):
     features : str
         Which features it reads, "encoded" or "embedded".
     needs_grad : bool
-        Whether it differentiates the model when it scores; such scores are asked with ``score_inputs``.
+        Whether it differentiates the model when it scores.
+    reads_inputs : bool
+        Whether it runs the model itself; it is then asked with ``score_inputs``.
     threshold : Tensor
         Scalar; NaN until it is set.
     """
@@ -133,6 +141,7 @@ class Scorer(nn.Module, ABC):
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     needs_grad: ClassVar[bool] = False
+    reads_inputs: ClassVar[bool] = False
     settings_names: ClassVar[tuple[str, ...]] = ()
     features: str
     threshold: Tensor
@@ -231,7 +240,9 @@ def make_scorer(spec: str | Mapping[str, Any]) -> Scorer:
     >>> make_scorer("msp").spec()
     {'name': 'msp', 'features': 'encoded'}
     """
-    import protolearn.core.scores  # noqa: F401  its classes register themselves
+    import protolearn.core.clipped_scores
+    import protolearn.core.feature_scores
+    import protolearn.core.scores  # noqa: F401  their classes register themselves
 
     plain = {"name": spec} if isinstance(spec, str) else dict(spec)
     cls = look_up("novelty score", str(plain.pop("name", "")), SCORERS)
