@@ -15,6 +15,7 @@ from protolearn.training.steps import (
     Run,
     Tally,
     after_step,
+    balance,
     epoch_order,
     epoch_seed,
     minimised,
@@ -56,20 +57,22 @@ def tensor_epoch(
     views = torch.randint(material.views, (len(labels),), generator=torch.Generator().manual_seed(this + 1))
     wanted = torch.from_numpy(np.array(labels)).to(device)
     more = {name: torch.from_numpy(np.array(rows)).to(device) for name, rows in (targets or {}).items()}
-    if phase.pairs and material.views < 2:
+    if phase.pairs not in (False, "same_view") and material.views < 2:
         raise UsageError(f"phase {phase.name!r} compares two views of each case: give augment, and views=2 or more")
     tally = Tally()
-    batches = epoch_order(len(labels), batch_size, this)
+    numbers = phase.numbers(run.epochs)
+    batches = epoch_order(len(labels), batch_size, this, balance(wanted.cpu()) if phase.balanced else None)
     for step, cases in enumerate(batches):
         seen, shown = cases, views[cases]
         if phase.pairs:
-            seen, shown = torch.cat([cases, cases]), torch.cat([shown, other_views(shown, material.views)])
+            other = shown if phase.pairs == "same_view" else other_views(shown, material.views)
+            seen, shown = torch.cat([cases, cases]), torch.cat([shown, other])
         if phase.per == "step":
             set_rates(run, phase, model, step, len(batches))
         rows = seen.to(device)
         beside = {name: values[rows] for name, values in more.items()}
         named = tuple(ids[i] for i in seen.tolist()) if ids else ()
-        out = material(seen, shown).replace(targets=beside, paired=bool(phase.pairs), cases=named)
+        out = material(seen, shown).replace(targets=beside, paired=bool(phase.pairs), cases=named, scheduled=numbers)
         weights = phase.coefficients(method.weights(), run.epochs, step)
         loss, values = minimised(method, out, wanted[rows], weights)
         refuse_nonfinite(values, phase.name, run.epochs)
