@@ -48,7 +48,7 @@ from protolearn.objectives.self_labelling import cross_view, crowding, uneven_us
 from protolearn.structures import Output
 
 FROZEN = Recipe(
-    about="a frozen encoder or features: centred, a linear map is learned before the prototypes, views differ by dropout",
+    about="a frozen encoder or features: centred, then a linear map is learned; two views differ by dropout",
     method={
         "encoder_rate": None, "neck": "linear", "views": "dropout", "dropout": 0.2, "init": "means", "rate": 0.05,
         "epochs": 60, "hard_epochs": 30, "hidden": 512, "projection": 128,
