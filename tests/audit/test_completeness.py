@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from protolearn.audit.completeness import scores_of_shown, student
+from protolearn.audit.completeness import scores_of_largest, scores_of_shown, student
 from protolearn.errors import UsageError
 
 
@@ -26,6 +26,19 @@ def test_scores_by_a_loop() -> None:
     assert torch.allclose(found, scores_of_shown(table[:, :, order], offset, predicted, shown))
 
 
+def test_largest_of_every_class_by_a_loop() -> None:
+    g = torch.Generator().manual_seed(0)
+    table, offset = torch.randn(6, 4, 9, generator=g), torch.randn(4, generator=g)
+    found = scores_of_largest(table, offset, [1, 4, 30])
+    for b in range(6):
+        for c in range(4):
+            row = table[b, c][table[b, c].abs().argsort(descending=True)]
+            expected = [float(row[:k].sum() + offset[c]) for k in (1, 4, 9)]
+            assert found[:, b, c].tolist() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UsageError, match="at least 1"):
+        scores_of_largest(table, offset, [0])
+
+
 def test_what_adds_nothing_to_the_prediction_is_not_shown() -> None:
     """Prototypes of other classes must not be drawn in only because there are no more of the own class."""
     table = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 1.0, 5.0]]])
@@ -43,6 +56,8 @@ def test_shapes_and_numbers() -> None:
             scores_of_shown(table, torch.zeros(3), torch.zeros(2, dtype=torch.int64), wrong)
     with pytest.raises(UsageError, match=r"\(B, C, P\)"):
         scores_of_shown(table, torch.zeros(4), torch.zeros(2, dtype=torch.int64), [1])
+    with pytest.raises(UsageError, match="as many predictions"):
+        scores_of_shown(table, torch.zeros(3), torch.zeros(1, dtype=torch.int64), [1])
 
 
 def test_a_student_learns_short_rules_and_not_long_ones() -> None:

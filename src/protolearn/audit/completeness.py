@@ -48,22 +48,53 @@ def scores_of_shown(table: Tensor, offset: Tensor, predicted: Tensor, shown: Seq
     >>> scores_of_shown(table, torch.zeros(2), torch.tensor([0]), [1, 2]).tolist()
     [[[3.0, 1.0]], [[4.0, 1.0]]]
     """
-    if table.ndim != 3 or len(predicted) != len(table) or offset.shape != table.shape[1:2]:
-        raise UsageError(
-            f"contributions must be (B, C, P) with offset (C,) and predictions (B,), got {tuple(table.shape)}, "
-            f"{tuple(offset.shape)} and {tuple(predicted.shape)}"
-        )
-    if not shown or min(shown) < 1:
-        raise UsageError(f"how many prototypes are shown must be numbers of at least 1, got {list(shown)}")
-    table, offset = table.double(), offset.double()
+    _check(table, offset, shown)
+    if len(predicted) != len(table):
+        raise UsageError(f"{len(table)} cases need as many predictions, got {len(predicted)}")
     classes, count = table.shape[1:]
     most = min(max(shown), count)
     own = table.gather(1, predicted.view(-1, 1, 1).expand(-1, 1, count)).squeeze(1).abs()
     order = torch.sort(own, dim=1, descending=True, stable=True)
     rows = order.indices[:, :most].unsqueeze(1).expand(-1, classes, -1)
-    kept = table.gather(2, rows) * (order.values[:, :most] > 0).unsqueeze(1)
+    kept = table.double().gather(2, rows) * (order.values[:, :most] > 0).unsqueeze(1)
+    return _summed(kept, offset, shown)
+
+
+def scores_of_largest(table: Tensor, offset: Tensor, shown: Sequence[int]) -> Tensor:
+    """Return ``(K, B, C)`` float64: each class's score from the contributions to it that are largest, for or against.
+
+    Every class has its own few prototypes, so that the choice knows nothing of the prediction.
+
+    Parameters
+    ----------
+    table, offset, shown
+        As for :func:`scores_of_shown`.
+
+    Examples
+    --------
+    >>> table = torch.tensor([[[3.0, 1.0, 0.0], [1.0, 0.0, 2.5]]])
+    >>> scores_of_largest(table, torch.zeros(2), [1, 2]).tolist()
+    [[[3.0, 2.5]], [[4.0, 3.5]]]
+    """
+    _check(table, offset, shown)
+    most = min(max(shown), table.shape[2])
+    order = torch.sort(table.abs(), dim=2, descending=True, stable=True).indices[..., :most]
+    return _summed(table.double().gather(2, order), offset, shown)
+
+
+def _summed(kept: Tensor, offset: Tensor, shown: Sequence[int]) -> Tensor:
+    """Return ``(K, B, C)`` sums of the first contributions ``(B, C, most)``, and what no prototype brings."""
     sums = torch.cat([kept.new_zeros(*kept.shape[:2], 1), kept.cumsum(2)], 2)
-    return torch.stack([sums[:, :, min(k, most)] + offset for k in shown])
+    return torch.stack([sums[:, :, min(number, kept.shape[2])] + offset.double() for number in shown])
+
+
+def _check(table: Tensor, offset: Tensor, shown: Sequence[int]) -> None:
+    if table.ndim != 3 or offset.shape != table.shape[1:2]:
+        raise UsageError(
+            f"contributions must be (B, C, P) with offset (C,), got {tuple(table.shape)} and {tuple(offset.shape)}"
+        )
+    if not shown or min(shown) < 1:
+        raise UsageError(f"how many prototypes are shown must be numbers of at least 1, got {list(shown)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 
 from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.cases import CaseValues, numbers
-from protolearn.audit.completeness import FOLDS, scores_of_shown, student
+from protolearn.audit.completeness import FOLDS, scores_of_largest, scores_of_shown, student
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.errors import UsageError
 
@@ -43,19 +43,22 @@ class Completeness(Metric):
 
     def update(self, seen: Seen) -> None:
         """Take in a batch."""
-        look, offset = seen.look, self.setting.subject.offset
+        look, offset = seen.look, self.setting.subject.offset.to(seen.look.logits.device)
         for part, table in look.ledgers():
             table = numbers(table, "contributions", seen.indices[part], seen.part)
             predicted = look.predicted[part]
-            some = scores_of_shown(table, offset.to(table.device), predicted, self._numbers).argmax(2).T
+            some = scores_of_shown(table, offset, predicted, self._numbers).argmax(2).T
+            largest = scores_of_largest(table, offset, self._numbers).argmax(2).T
             rows = torch.arange(len(table), device=table.device)
-            whole = table.double().sum(2) + offset.to(table.device)
+            whole = table.double().sum(2) + offset
             self._falling += int((table[rows, predicted].sum(1) < 0).sum())
             self._cases.add(
                 seen.part,
                 seen.indices[part],
                 same=some == predicted.unsqueeze(1),
                 right=some == seen.labels[part].unsqueeze(1),
+                same_largest=largest == predicted.unsqueeze(1),
+                right_largest=largest == seen.labels[part].unsqueeze(1),
                 gap=(whole - look.logits[part]).abs().amax(1),
                 whole=whole.argmax(1) == predicted,
                 labels=seen.labels[part],
@@ -63,7 +66,7 @@ class Completeness(Metric):
 
     def result(self) -> Score:
         """Return the share of unchanged predictions."""
-        same, right = self._cases.of("cases", "same").double(), self._cases.of("cases", "right").double()
+        same = self._cases.of("cases", "same").double()
         if not len(same):
             return Score(None, notes=("No case was shown.",))
         labelled = self._cases.of("cases", "labels") >= 0
@@ -75,8 +78,10 @@ class Completeness(Metric):
             over_cases=mean_interval(each, self.setting.generator),
             counts={"cases": len(each), "labelled cases": int(labelled.sum())},
             extras={
-                "same prediction, by prototypes shown": self._by_number(same),
-                "accuracy, by prototypes shown": self._by_number(right[labelled]),
+                "same prediction, by prototypes shown": self._by_number("same"),
+                "accuracy, by prototypes shown": self._by_number("right", labelled),
+                "same prediction, by prototypes of every class": self._by_number("same_largest"),
+                "accuracy, by prototypes of every class": self._by_number("right_largest", labelled),
                 "same prediction, all prototypes": mean_of(self._cases.of("cases", "whole")),
                 "largest gap between score and sum of contributions": float(self._cases.of("cases", "gap").max()),
             },
@@ -85,16 +90,19 @@ class Completeness(Metric):
 
     def _notes(self) -> tuple[str, ...]:
         notes = [
-            "The shown prototypes are chosen by the prediction: agreement is what a reader sees, not a check of it."
+            "The shown prototypes are chosen by the prediction, which favours it, above all where classes own theirs.",
+            "See also the same by the largest contributions to every class.",
         ]
         if self._falling:
             notes.append(
-                f"In {self._falling} cases the contributions to the predicted class sum to less than 0: a prototype "
-                "that is left out then counts better than a near one, and this figure says little."
+                f"In {self._falling} cases the contributions to the predicted class sum to less than 0: leaving a "
+                "prototype out then raises a score, of this class or another, and the figure says little."
             )
         return tuple(notes)
 
-    def _by_number(self, table: torch.Tensor) -> dict[str, float | None]:
+    def _by_number(self, name: str, kept: torch.Tensor | None = None) -> dict[str, float | None]:
+        table = self._cases.of("cases", name)
+        table = table if kept is None else table[kept]
         return {str(number): mean_of(table[:, k]) for k, number in enumerate(self._numbers)}
 
 

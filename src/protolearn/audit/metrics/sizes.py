@@ -156,6 +156,14 @@ class ActivePrototypes(CaseSize):
             scores = scores.masked_fill(out.head.weighed(out.evidence) == 0, 0.0)
         return beyond(scores, self.least, relative=self.relative)
 
+    def result(self) -> Score:
+        """Return the mean number, or none where scores are distances turned round, of which none is above 0."""
+        low, high = self._range
+        if low < 0 and high <= 0:
+            told = f"Scores span {low:.3g} to {high:.3g}: none can be above 0, so that counting them says nothing."
+            return Score(None, notes=(told, "See local_size_predicted."))
+        return super().result()
+
 
 @metric(
     About(
