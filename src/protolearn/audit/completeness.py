@@ -56,7 +56,7 @@ def scores_of_shown(table: Tensor, offset: Tensor, predicted: Tensor, shown: Seq
     own = table.gather(1, predicted.view(-1, 1, 1).expand(-1, 1, count)).squeeze(1).abs()
     order = torch.sort(own, dim=1, descending=True, stable=True)
     rows = order.indices[:, :most].unsqueeze(1).expand(-1, classes, -1)
-    kept = table.double().gather(2, rows) * (order.values[:, :most] > 0).unsqueeze(1)
+    kept = table.gather(2, rows).double() * (order.values[:, :most] > 0).unsqueeze(1)
     return _summed(kept, offset, shown)
 
 
@@ -78,8 +78,8 @@ def scores_of_largest(table: Tensor, offset: Tensor, shown: Sequence[int]) -> Te
     """
     _check(table, offset, shown)
     most = min(max(shown), table.shape[2])
-    order = torch.sort(table.abs(), dim=2, descending=True, stable=True).indices[..., :most]
-    return _summed(table.double().gather(2, order), offset, shown)
+    order = table.abs().topk(most, dim=2).indices
+    return _summed(table.gather(2, order).double(), offset, shown)
 
 
 def _summed(kept: Tensor, offset: Tensor, shown: Sequence[int]) -> Tensor:

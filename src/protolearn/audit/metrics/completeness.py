@@ -50,7 +50,7 @@ class Completeness(Metric):
             some = scores_of_shown(table, offset, predicted, self._numbers).argmax(2).T
             largest = scores_of_largest(table, offset, self._numbers).argmax(2).T
             rows = torch.arange(len(table), device=table.device)
-            whole = table.double().sum(2) + offset
+            whole = table.sum(2, dtype=torch.float64) + offset
             self._falling += int((table[rows, predicted].sum(1) < 0).sum())
             self._cases.add(
                 seen.part,
