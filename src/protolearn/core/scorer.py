@@ -7,7 +7,7 @@ on held-out known cases, is "unknown". B batch, D width of the features, C class
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -134,6 +134,8 @@ class Scorer(nn.Module, ABC):
         Whether it differentiates the model when it scores.
     reads_inputs : bool
         Whether it runs the model itself; it is then asked with ``score_inputs``.
+    fits_inputs : bool
+        Whether it runs the model itself to learn; it is then fitted with ``fit_inputs``.
     threshold : Tensor
         Scalar; NaN until it is set.
     """
@@ -142,6 +144,7 @@ class Scorer(nn.Module, ABC):
     source: ClassVar[str] = ""
     needs_grad: ClassVar[bool] = False
     reads_inputs: ClassVar[bool] = False
+    fits_inputs: ClassVar[bool] = False
     settings_names: ClassVar[tuple[str, ...]] = ()
     features: str
     threshold: Tensor
@@ -158,6 +161,14 @@ class Scorer(nn.Module, ABC):
     def fit(self, view: View, labels: Tensor) -> Scorer:
         """Learn from known cases, all at once; ``labels`` ``(N,)``, -1 = unlabelled. Nothing to learn by default."""
         return self
+
+    def chosen(self, labels: Tensor) -> Tensor:
+        """Return the positions of the known cases that :meth:`fit_inputs` is to be shown; all by default."""
+        return torch.arange(len(labels), device=labels.device)
+
+    def fit_inputs(self, model: nn.Module, batches: Iterable[Tensor]) -> Scorer:
+        """Learn from inputs, batch by batch, for scores that run the model themselves."""
+        raise UsageError(f"the novelty score {self.name} learns from outputs: call fit")
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
@@ -240,6 +251,7 @@ def make_scorer(spec: str | Mapping[str, Any]) -> Scorer:
     >>> make_scorer("msp").spec()
     {'name': 'msp', 'features': 'encoded'}
     """
+    import protolearn.core.activation_coverage
     import protolearn.core.clipped_scores
     import protolearn.core.feature_scores
     import protolearn.core.scores  # noqa: F401  their classes register themselves
