@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from protolearn.core.maps import upsample_maps
 from protolearn.core.matching import chunk_rows
 from protolearn.errors import UsageError
 
@@ -58,8 +58,7 @@ def part_hits(
     hits = torch.zeros(*counted.shape, points.shape[1], dtype=torch.bool, device=maps.device)
     for i in torch.arange(len(case), device=maps.device).split(chunk_rows(4 * size * size)):
         b, p = case[i], prototype[i]
-        fine = F.interpolate(maps[b, p].unsqueeze(1).float(), size=(size, size), mode="bicubic").flatten(1)
-        peak = fine.argmax(1)
+        peak = upsample_maps(maps[b, p].float(), (size, size)).flatten(1).argmax(1)
         centre = torch.stack([peak % size, peak // size], 1).unsqueeze(1)  # x, y as the key points
         low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
         hits[b, p] = ((points[b] >= low) & (points[b] <= high)).all(2) & visible[b].bool()

@@ -56,7 +56,11 @@ class Pairs:
         return torch.ones(len(self), 1, dtype=torch.bool)
 
     def interval(
-        self, statistic: Callable[..., Tensor], generator: torch.Generator, *values: Tensor
+        self,
+        statistic: Callable[..., Tensor],
+        generator: torch.Generator,
+        *values: Tensor,
+        around: float | None = None,
     ) -> tuple[float, float] | None:
         """Return the 95 % interval of a statistic of such sums when whole cases are drawn again.
 
@@ -68,6 +72,8 @@ class Pairs:
             Of the draws.
         *values : Tensor
             ``(M, K)`` each, with K of its own.
+        around : float, optional
+            As in :func:`~protolearn.audit.bootstrap.interval_of`.
         """
         tables = [(self._sparse(table), table.shape[1]) for table in values]
         rows = chunk_rows(8 * self.prototypes * max(1, sum(width for _, width in tables)))
@@ -80,7 +86,7 @@ class Pairs:
                 found.append(statistic(*sums))
             return torch.cat(found)
 
-        return interval_of(over, self.cases, generator)
+        return interval_of(over, self.cases, generator, around=around)
 
     def _sparse(self, values: Tensor) -> csr_matrix:
         """Return ``(P * K, N)``: what each case adds to each sum."""

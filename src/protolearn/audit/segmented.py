@@ -12,14 +12,20 @@ and every prototype covers the whole object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from protolearn.core.maps import upsample_maps
 from protolearn.core.matching import chunk_rows
 from protolearn.errors import UsageError, look_up
 
-MODES = {"bicubic": "bicubic", "nearest": "nearest-exact"}
+MODES: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
+    "bicubic": upsample_maps,
+    "nearest": lambda maps, size: F.interpolate(maps.unsqueeze(1), size=size, mode="nearest-exact").squeeze(1),
+}
 
 
 def quantile_masks(
@@ -47,10 +53,10 @@ def quantile_masks(
     """
     if not 0 <= quantile < 1:
         raise UsageError(f"quantile must be from 0 to below 1, got {quantile}")
-    how = look_up("way of enlarging maps", mode, MODES)
+    enlarge = look_up("way of enlarging maps", mode, MODES)
     # from 0 upwards: enlarging any other floor leaves rounding in it, of which a part would lie above the quantile
-    raised = (maps - maps.amin((1, 2), keepdim=True)).unsqueeze(1).float()
-    fine = F.interpolate(raised, size=size, mode=how).flatten(1)
+    raised = (maps - maps.amin((1, 2), keepdim=True)).float()
+    fine = enlarge(raised, size).flatten(1)
     return (fine > torch.quantile(fine, quantile, dim=1, keepdim=True)).unflatten(1, size)
 
 

@@ -135,10 +135,13 @@ class KeypointAgreement(Metric):
 
         chance = [found.shuffled(draw).mean(agreement) for _ in range(SHUFFLES)]
         usable = int(self.setting.subject.usable.sum())
+        value = found.mean(agreement)
         return Score(
-            found.mean(agreement),
+            value,
             over_prototypes=interval_of(other_prototypes, nobody, draw) if usable > 1 else None,
-            over_cases=pairs.interval(lambda drawn: of_table(drawn, ones.expand(len(drawn), -1), group), draw, parts),
+            over_cases=pairs.interval(
+                lambda drawn: of_table(drawn, ones.expand(len(drawn), -1), group), draw, parts, around=value
+            ),
             counts=counts,
             extras={
                 "key points dealt at random": sum(chance) / len(chance),
@@ -166,6 +169,7 @@ class KeypointAgreement(Metric):
             form,
             f"A cell of the {rows} x {columns} map is {across} pixels of {self.size}.",
             "Many prototypes or few key points raise the figure by chance: compare with key points dealt at random.",
+            "The interval over cases is centred on the figure, since cases drawn twice raise it.",
             "The interval over prototypes leaves out the key points of those that are not drawn.",
         )
 

@@ -16,6 +16,7 @@ from protolearn.audit.object_parts import consistency_of, keeps_to_a_part, part_
 from protolearn.audit.pairs import PairList, Pairs
 from protolearn.audit.subject import Look
 
+NOTHING = "No prototype has a case of its class: there is nothing to judge by."
 SOURCE = "EvalProtoPNet (Huang et al., ICCV 2023), numbers from its authors' code"
 
 
@@ -81,6 +82,8 @@ class HitConsistency(PartHits):
         value = found.score if judged.any() else None
         draw = self.setting.generator
 
+        part = found.rates.argmax(1)[pairs.prototype].unsqueeze(1)
+
         def score(hit: Tensor, seen: Tensor, looked: Tensor) -> Tensor:
             some = looked.squeeze(2) > 0
             kept = keeps_to_a_part(hit / seen.clamp_min(1), threshold=self.threshold, strict=self.strict) & some
@@ -90,7 +93,9 @@ class HitConsistency(PartHits):
             value,
             per_prototype=each,
             over_prototypes=mean_interval(each, draw),
-            over_cases=pairs.interval(score, draw, hits, visible, pairs.each()) if value is not None else None,
+            over_cases=pairs.interval(score, draw, hits.gather(1, part), visible.gather(1, part), pairs.each())
+            if value is not None
+            else None,
             counts={
                 "prototypes judged": int(judged.sum()),
                 "prototypes without a case of their class": int((~judged & self.setting.subject.usable.cpu()).sum()),
@@ -101,7 +106,11 @@ class HitConsistency(PartHits):
                 "best rate of a part, mean over prototypes": mean_of(best[judged]),
                 "most hit part": self._parts(found.rates, judged),
             },
-            notes=(self.about_region(),),
+            notes=(
+                *(() if judged.any() else (NOTHING,)),
+                self.about_region(),
+                "The interval over cases holds fixed which part each prototype hits most often.",
+            ),
         )
 
     def _parts(self, rates: Tensor, judged: Tensor) -> dict[str, str]:
@@ -165,6 +174,7 @@ class HitStability(PartHits):
             },
             extras={"stability of prototypes that hit a key point": mean_of(each[judged & ~empty])},
             notes=(
+                *(() if judged.any() else (NOTHING,)),
                 self.about_region(),
                 *((f"{share:.0%} of the prototypes hit nothing: they look stable because there is nothing to lose.",)
                   if share else ()),

@@ -24,6 +24,7 @@ from protolearn.audit.purity import (
 from protolearn.errors import UsageError
 
 SOURCE = "PIP-Net (Nauta et al., CVPR 2023), numbers from its authors' code"
+NOTHING = "No prototype has a case with a visible part to be judged by: see counts."
 PATCH = "a patch is a square of 32 pixels of 224 at the best cell; left and right are one part"
 
 
@@ -101,8 +102,10 @@ class PatchPurity(Metric):
         chance = purity_of(pairs.total(elsewhere), pairs.total(seen))
         value = mean_of(found.purest)
 
+        part = found.rates.argmax(1)[prototype].unsqueeze(1)
+
         def score(hit: Tensor, seen: Tensor) -> Tensor:
-            drawn = purity_of(hit, seen)
+            drawn = purity_of(hit, seen)  # of one part each
             return drawn.purest.nan_to_num(0.0).sum(1) / drawn.judged.sum(1)
 
         shown = pairs.total(pairs.each()).squeeze(1)
@@ -110,7 +113,9 @@ class PatchPurity(Metric):
             value,
             per_prototype=found.purest,
             over_prototypes=mean_interval(found.purest, draw),
-            over_cases=pairs.interval(score, draw, held, seen) if value is not None else None,
+            over_cases=pairs.interval(score, draw, held.gather(1, part), seen.gather(1, part))
+            if value is not None
+            else None,
             counts=self._counts(found, shown, seen),
             extras={
                 "std over prototypes": _std(found.purest),
@@ -119,7 +124,7 @@ class PatchPurity(Metric):
                 "purity of patches at random places": mean_of(chance.purest),
                 "purest part": self._parts(found, names),
             },
-            notes=(*self._notes(len(names)), *self.more_notes(shown)),
+            notes=(*(() if value is not None else (NOTHING,)), *self._notes(len(names)), *self.more_notes(shown)),
         )
 
     def _counts(self, found: Purity, shown: Tensor, seen: Tensor) -> dict[str, int]:
@@ -146,7 +151,7 @@ class PatchPurity(Metric):
         notes = [
             f"A patch is {self.side} x {self.side} pixels of {self.size}: {across} cells of a {rows} x {columns} map.",
             "A larger patch looks purer: compare with patches at random places.",
-            "The interval over cases holds fixed which cases each prototype is judged by.",
+            "The interval over cases holds fixed which cases each prototype is judged by and which part is its purest.",
         ]
         if self._part == "cases":
             notes.append("Judged by the audited cases: no training cases with key points were given.")
@@ -241,7 +246,7 @@ class PurityAllMetric(PatchPurity):
     def more_notes(self, kept: Tensor) -> tuple[str, ...]:
         """Say what the threshold means for these scores."""
         low, high = self._range
-        if low >= 0 and high <= 1:
+        if low > high or (low >= 0 and high <= 1):  # nothing was seen, or all is as it should be
             return ()
         return (f"A threshold of {self.threshold:g} presumes scores from 0 to 1; here: {low:.3g} to {high:.3g}.",)
 
