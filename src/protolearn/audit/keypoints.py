@@ -74,7 +74,7 @@ def assigned(values: Tensor, among: Tensor) -> Tensor:
     return label.masked_fill(level, count).masked_fill(~among.any(1, keepdim=True), -1)
 
 
-def table_nmi(table: Tensor, copies: Tensor, group: Tensor) -> Tensor:
+def table_nmi(table: Tensor, group: Tensor) -> Tensor:
     """Return ``(R,)``: normalised mutual information from counts, the mean over groups weighted by their counts.
 
     Equal to ``sklearn.metrics.normalized_mutual_info_score`` within a group; a group with fewer than two parts is left
@@ -84,21 +84,18 @@ def table_nmi(table: Tensor, copies: Tensor, group: Tensor) -> Tensor:
     ----------
     table : Tensor
         ``(R, L, G)`` key points of each part that went to each label, R tables.
-    copies : Tensor
-        ``(R, L)`` how often each label stands in its table: a label drawn twice is two labels.
     group : Tensor
         ``(L,)`` int64: which group a label belongs to.
 
     Examples
     --------
     >>> table = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
-    >>> table_nmi(table, torch.ones(1, 2), torch.zeros(2, dtype=torch.int64)).item()
+    >>> table_nmi(table, torch.zeros(2, dtype=torch.int64)).item()
     1.0
     """
-    labels, parts, total = _margins(table, copies, group)
-    plogp = (copies.unsqueeze(2) * _xlogx(table)).sum(2)
-    joint = _grouped(plogp, group, total.shape[1])
-    label_sum = _grouped(copies * _xlogx(labels), group, total.shape[1])
+    labels, parts, total = _margins(table, group)
+    joint = _grouped(_xlogx(table).sum(2), group, total.shape[1])
+    label_sum = _grouped(_xlogx(labels), group, total.shape[1])
     part_sum = _xlogx(parts).sum(2)
     some = total.clamp_min(1)
     log_total = some.log()
@@ -109,7 +106,7 @@ def table_nmi(table: Tensor, copies: Tensor, group: Tensor) -> Tensor:
     return _weighted(found, total, parts)
 
 
-def table_ari(table: Tensor, copies: Tensor, group: Tensor) -> Tensor:
+def table_ari(table: Tensor, group: Tensor) -> Tensor:
     """Return ``(R,)``: the adjusted Rand index from counts, the mean over groups weighted by their counts.
 
     Equal to ``sklearn.metrics.adjusted_rand_score`` within a group; arguments as for :func:`table_nmi`.
@@ -117,12 +114,12 @@ def table_ari(table: Tensor, copies: Tensor, group: Tensor) -> Tensor:
     Examples
     --------
     >>> table = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
-    >>> table_ari(table, torch.ones(1, 2), torch.zeros(2, dtype=torch.int64)).item()
+    >>> table_ari(table, torch.zeros(2, dtype=torch.int64)).item()
     1.0
     """
-    labels, parts, total = _margins(table, copies, group)
-    joint = _grouped((copies.unsqueeze(2) * _two(table)).sum(2), group, total.shape[1])
-    label_pairs = _grouped(copies * _two(labels), group, total.shape[1])
+    labels, parts, total = _margins(table, group)
+    joint = _grouped(_two(table).sum(2), group, total.shape[1])
+    label_pairs = _grouped(_two(labels), group, total.shape[1])
     part_pairs = _two(parts).sum(2)
     expected = label_pairs * part_pairs / _two(total).clamp_min(1)
     most = (label_pairs + part_pairs) / 2
@@ -130,10 +127,10 @@ def table_ari(table: Tensor, copies: Tensor, group: Tensor) -> Tensor:
     return _weighted(found, total, parts)
 
 
-def _margins(table: Tensor, copies: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _margins(table: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return counts by label ``(R, L)``, by group and part ``(R, C, G)``, and by group ``(R, C)``."""
     count = int(group.max()) + 1 if len(group) else 0
-    parts = _grouped(copies.unsqueeze(2) * table, group, count)
+    parts = _grouped(table, group, count)
     return table.sum(2), parts, parts.sum(2)
 
 

@@ -1,8 +1,8 @@
 """Consistency and stability by the area a prototype lights up, rather than by a square around its peak.
 
 Source: ScaleProtoSeg (Porta et al., 2025): a prototype's region in a picture is where its map lies above its own 0.8
-quantile, a fifth of the picture at most whatever the map's shape. A part is present where the region meets it: its mask
-where there is one, else the pixel of its key point. n pictures, P prototypes, N parts.
+quantile: a fifth of the picture at most, whatever the map's shape. A part is present where the region meets it, which
+is its mask where there is one, else the pixel of its key point. n pictures, P prototypes, N parts.
 
 The released code looks at the centre of each piece of a part instead of the whole piece, which is what a key point
 amounts to, enlarges maps by the nearest cell (``mode="nearest"`` here), and first sets the map to 0 outside the
@@ -53,6 +53,8 @@ def quantile_masks(
     """
     if not 0 <= quantile < 1:
         raise UsageError(f"quantile must be from 0 to below 1, got {quantile}")
+    if not len(maps):
+        return torch.zeros(0, *size, dtype=torch.bool, device=maps.device)
     enlarge = look_up("way of enlarging maps", mode, MODES)
     # from 0 upwards: enlarging any other floor leaves rounding in it, of which a part would lie above the quantile
     raised = (maps - maps.amin((1, 2), keepdim=True)).float()

@@ -24,7 +24,7 @@ FORM = (
     "points"
 )
 AMONG = {"auto": None, "all": False, "own": True}
-FIGURES: dict[str, tuple[Callable[..., float], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+FIGURES: dict[str, tuple[Callable[..., float], Callable[[Tensor, Tensor], Tensor]]] = {
     "nmi": (normalized_mutual_info_score, table_nmi),
     "ari": (adjusted_rand_score, table_ari),
 }
@@ -126,22 +126,20 @@ class KeypointAgreement(Metric):
         pairs = Pairs(found.case, place, self._cases, len(rows))
         parts = torch.nn.functional.one_hot(found.part, len(self.setting.parts)).bool()
         table = pairs.total(parts)
-        ones = torch.ones(1, len(rows), dtype=torch.float64)
 
-        def other_prototypes(weights: Tensor) -> Tensor:
+        def over(weights: Tensor) -> Tensor:
+            """Count the key points of each prototype as often as it is drawn; those of none of them once."""
             copies = torch.cat([weights, torch.ones(len(weights), 1, dtype=torch.float64)], 1)[:, rows[:, 1]]
-            drawn = copies.split(chunk_rows(8 * table.numel()))
-            return torch.cat([of_table(table.expand(len(c), -1, -1), c, group) for c in drawn])
+            drawn = copies.unsqueeze(2).split(chunk_rows(8 * table.numel()))
+            return torch.cat([of_table(table * part, group) for part in drawn])
 
         chance = [found.shuffled(draw).mean(agreement) for _ in range(SHUFFLES)]
         usable = int(self.setting.subject.usable.sum())
         value = found.mean(agreement)
         return Score(
             value,
-            over_prototypes=interval_of(other_prototypes, nobody, draw) if usable > 1 else None,
-            over_cases=pairs.interval(
-                lambda drawn: of_table(drawn, ones.expand(len(drawn), -1), group), draw, parts, around=value
-            ),
+            over_prototypes=interval_of(over, nobody, draw, around=value) if usable > 1 else None,
+            over_cases=pairs.interval(lambda drawn: of_table(drawn, group), draw, parts, around=value),
             counts=counts,
             extras={
                 "key points dealt at random": sum(chance) / len(chance),
@@ -169,8 +167,8 @@ class KeypointAgreement(Metric):
             form,
             f"A cell of the {rows} x {columns} map is {across} pixels of {self.size}.",
             "Many prototypes or few key points raise the figure by chance: compare with key points dealt at random.",
-            "The interval over cases is centred on the figure, since cases drawn twice raise it.",
-            "The interval over prototypes leaves out the key points of those that are not drawn.",
+            "The intervals are centred on the figure, since what is drawn twice agrees with itself.",
+            "The one over prototypes counts each one's key points as often as it is drawn.",
         )
 
 
