@@ -47,11 +47,7 @@ def part_hits(
     >>> part_hits(peak, torch.ones(1, 1) > 0, points, torch.ones(1, 2) > 0, size=8, half_side=2)
     tensor([[[ True, False]]])
     """
-    if maps.ndim != 4 or counted.shape != maps.shape[:2] or points.shape != (*visible.shape, 2):
-        raise ValueError(
-            f"maps {tuple(maps.shape)} must be (n, P, h, w), counted {tuple(counted.shape)} (n, P), points "
-            f"{tuple(points.shape)} (n, N, 2) and visible {tuple(visible.shape)} (n, N)"
-        )
+    check_points(maps, counted, points, visible)
     if size < 1 or half_side < 0:
         raise UsageError(f"size must be at least 1 and half_side at least 0, got {size} and {half_side}")
     case, prototype = torch.nonzero(counted, as_tuple=True)
@@ -63,6 +59,15 @@ def part_hits(
         low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
         hits[b, p] = ((points[b] >= low) & (points[b] <= high)).all(2) & visible[b].bool()
     return hits
+
+
+def check_points(maps: Tensor, counted: Tensor, points: Tensor, visible: Tensor) -> None:
+    """Refuse maps, pairs and key points whose shapes do not fit each other: see :func:`part_hits`."""
+    if maps.ndim != 4 or counted.shape != maps.shape[:2] or points.shape != (*visible.shape, 2):
+        raise ValueError(
+            f"maps {tuple(maps.shape)} must be (n, P, h, w), counted {tuple(counted.shape)} (n, P), points "
+            f"{tuple(points.shape)} (n, N, 2) and visible {tuple(visible.shape)} (n, N)"
+        )
 
 
 @dataclass(frozen=True)

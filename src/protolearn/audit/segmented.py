@@ -12,12 +12,13 @@ and every prototype covers the whole object.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from protolearn.audit.object_parts import check_points
 from protolearn.core.maps import upsample_maps
 from protolearn.core.matching import chunk_rows
 from protolearn.errors import UsageError, look_up
@@ -94,19 +95,13 @@ def segment_hits(
     >>> segment_hits(maps, torch.ones(1, 1) > 0, points, torch.ones(1, 2) > 0, size=2, quantile=0.5)
     tensor([[[ True, False]]])
     """
-    if maps.ndim != 4 or counted.shape != maps.shape[:2] or points.shape != (*visible.shape, 2):
-        raise ValueError(
-            f"maps {tuple(maps.shape)} must be (n, P, h, w), counted {tuple(counted.shape)} (n, P), points "
-            f"{tuple(points.shape)} (n, N, 2) and visible {tuple(visible.shape)} (n, N)"
-        )
+    check_points(maps, counted, points, visible)
     pixels = points.floor().long().clamp(0, size - 1)
     place = pixels[..., 1] * size + pixels[..., 0]
     hits = torch.zeros(*counted.shape, points.shape[1], dtype=torch.bool, device=maps.device)
-    case, prototype = counted.nonzero(as_tuple=True)
-    for i in torch.arange(len(case), device=maps.device).split(chunk_rows(4 * size * size)):
-        b, p = case[i], prototype[i]
-        masks = quantile_masks(maps[b, p], size=(size, size), quantile=quantile, mode=mode).flatten(1)
-        hits[b, p] = masks.gather(1, place[b]) & visible[b].bool()
+    for case, prototype in _pairs(counted, 4 * size * size):
+        masks = quantile_masks(maps[case, prototype], size=(size, size), quantile=quantile, mode=mode).flatten(1)
+        hits[case, prototype] = masks.gather(1, place[case]) & visible[case].bool()
     return hits
 
 
@@ -141,10 +136,14 @@ def segment_overlaps(
     size = (int(parts.shape[2]), int(parts.shape[3]))
     flat = parts.bool().flatten(2)
     hits = torch.zeros(*counted.shape, parts.shape[1], dtype=torch.bool, device=maps.device)
-    case, prototype = counted.nonzero(as_tuple=True)
-    rows = chunk_rows(size[0] * size[1] * (4 + parts.shape[1]))
-    for i in torch.arange(len(case), device=maps.device).split(rows):
-        b, p = case[i], prototype[i]
-        masks = quantile_masks(maps[b, p], size=size, quantile=quantile, mode=mode).flatten(1)
-        hits[b, p] = (masks.unsqueeze(1) & flat[b]).any(2)
+    for case, prototype in _pairs(counted, size[0] * size[1] * (4 + parts.shape[1])):
+        masks = quantile_masks(maps[case, prototype], size=size, quantile=quantile, mode=mode).flatten(1)
+        hits[case, prototype] = (masks.unsqueeze(1) & flat[case]).any(2)
     return hits
+
+
+def _pairs(counted: Tensor, bytes_each: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs that count, case and prototype, as many at a time as memory is meant for."""
+    case, prototype = counted.nonzero(as_tuple=True)
+    rows = chunk_rows(bytes_each)
+    yield from zip(case.split(rows), prototype.split(rows), strict=True)

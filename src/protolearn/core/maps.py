@@ -1,4 +1,4 @@
-"""Maps on other grids: a fine one folded onto a coarse grid, tokens laid out on a finer one."""
+"""Maps on other grids: a fine one folded onto a coarse grid, tokens laid out on a finer one, maps over pixels."""
 
 from __future__ import annotations
 
