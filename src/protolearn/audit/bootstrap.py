@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,6 +38,7 @@ def interval_of(
     draws: int = DRAWS,
     level: float = 0.95,
     around: float | None = None,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float] | None:
     """Return the percentile interval of a statistic of weighted items; None for fewer than two items.
 
@@ -55,6 +57,8 @@ def interval_of(
     around : float, optional
         Shift the draws so that this is their mean. For a statistic that rises because some items are drawn twice,
         such as mutual information: the draws then tell how far it spreads, not where it lies.
+    within : (float, float)
+        Lowest and highest value the statistic can have, which a shift must not pass.
     """
     if count < 2:
         return None
@@ -66,7 +70,7 @@ def interval_of(
     if not len(found):
         return None
     if around is not None:
-        found = found - found.mean() + around
+        found = (found - found.mean() + around).clamp(*within)
     tail = (1 - level) / 2
     low, high = torch.quantile(found, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

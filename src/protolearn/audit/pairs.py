@@ -6,6 +6,7 @@ table would be empty. N cases, P prototypes, M pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class Pairs:
         generator: torch.Generator,
         *values: Tensor,
         around: float | None = None,
+        within: tuple[float, float] = (-math.inf, math.inf),
     ) -> tuple[float, float] | None:
         """Return the 95 % interval of a statistic of such sums when whole cases are drawn again.
 
@@ -72,7 +74,7 @@ class Pairs:
             Of the draws.
         *values : Tensor
             ``(M, K)`` each, with K of its own.
-        around : float, optional
+        around, within
             As in :func:`~protolearn.audit.bootstrap.interval_of`.
         """
         tables = [(self._sparse(table), table.shape[1]) for table in values]
@@ -86,7 +88,7 @@ class Pairs:
                 found.append(statistic(*sums))
             return torch.cat(found)
 
-        return interval_of(over, self.cases, generator, around=around)
+        return interval_of(over, self.cases, generator, around=around, within=within)
 
     def _sparse(self, values: Tensor) -> csr_matrix:
         """Return ``(P * K, N)``: what each case adds to each sum."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -24,11 +24,11 @@ FORM = (
     "points"
 )
 AMONG = {"auto": None, "all": False, "own": True}
-FIGURES: dict[str, tuple[Callable[..., float], Callable[[Tensor, Tensor], Tensor]]] = {
-    "nmi": (normalized_mutual_info_score, table_nmi),
-    "ari": (adjusted_rand_score, table_ari),
+FIGURES: dict[str, tuple[Callable[..., float], Callable[[Tensor, Tensor], Tensor], float]] = {
+    "nmi": (normalized_mutual_info_score, table_nmi, 0.0),
+    "ari": (adjusted_rand_score, table_ari, -1.0),
 }
-"""Each figure from labels, and the same from counts for many draws at once."""
+"""Each figure from labels, the same from counts for many draws at once, and its lowest value."""
 SHUFFLES = 20
 """Random divisions behind the figure of chance."""
 
@@ -57,14 +57,13 @@ class _Division:
             total += float(agreement(self.part[inside].numpy(), self.label[inside].numpy())) * int(inside.sum())
         return total / len(self.group)
 
-    def shuffled(self, generator: torch.Generator) -> _Division:
-        """Return the same sizes, each group's key points dealt out at random."""
+    def dealt(self, generator: torch.Generator) -> Tensor:
+        """Return ``(M,)`` int64: for each key point another of its group, all of them once, at random."""
         order = self.group.argsort(stable=True)
         drawn = torch.rand(len(order), generator=generator).argsort()
-        dealt = drawn[self.group[drawn].argsort(stable=True)]
-        label = self.label.clone()
-        label[order] = self.label[dealt]
-        return _Division(self.case, self.group, label, self.part)
+        other = torch.empty_like(order)
+        other[order] = drawn[self.group[drawn].argsort(stable=True)]
+        return other
 
 
 class KeypointAgreement(Metric):
@@ -120,7 +119,7 @@ class KeypointAgreement(Metric):
         if not len(found.case):
             nothing = "No two parts can be seen where prototypes could tell them apart."
             return Score(None, counts=counts, notes=(nothing,))
-        agreement, of_table = FIGURES[self.figure]
+        agreement, of_table, lowest = FIGURES[self.figure]
         rows, place = torch.stack([found.group, found.label], 1).unique(dim=0, return_inverse=True)
         group = rows[:, 0].unique(return_inverse=True)[1]
         pairs = Pairs(found.case, place, self._cases, len(rows))
@@ -133,16 +132,19 @@ class KeypointAgreement(Metric):
             drawn = copies.unsqueeze(2).split(chunk_rows(8 * table.numel()))
             return torch.cat([of_table(table * part, group) for part in drawn])
 
-        chance = [found.shuffled(draw).mean(agreement) for _ in range(SHUFFLES)]
+        dealt = [replace(pairs, prototype=place[found.dealt(draw)]).total(parts) for _ in range(SHUFFLES)]
+        chance = of_table(torch.stack(dealt), group)
         usable = int(self.setting.subject.usable.sum())
         value = found.mean(agreement)
         return Score(
             value,
-            over_prototypes=interval_of(over, nobody, draw, around=value) if usable > 1 else None,
-            over_cases=pairs.interval(lambda drawn: of_table(drawn, group), draw, parts, around=value),
+            over_prototypes=interval_of(over, nobody, draw, around=value, within=(lowest, 1.0)) if usable > 1 else None,
+            over_cases=pairs.interval(
+                lambda drawn: of_table(drawn, group), draw, parts, around=value, within=(lowest, 1.0)
+            ),
             counts=counts,
             extras={
-                "key points dealt at random": sum(chance) / len(chance),
+                "key points dealt at random": float(chance.mean()),
                 "commonest part": self._commonest(table, rows, nobody),
             },
             notes=self._notes(),

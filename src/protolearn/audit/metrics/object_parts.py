@@ -93,9 +93,11 @@ class HitConsistency(PartHits):
             value,
             per_prototype=each,
             over_prototypes=mean_interval(each, draw),
-            over_cases=pairs.interval(score, draw, hits.gather(1, part), visible.gather(1, part), pairs.each())
-            if value is not None
-            else None,
+            over_cases=None
+            if value is None
+            else pairs.interval(
+                score, draw, hits.gather(1, part), visible.gather(1, part), pairs.each(), around=value, within=(0, 100)
+            ),
             counts={
                 "prototypes judged": int(judged.sum()),
                 "prototypes without a case of their class": int((~judged & self.setting.subject.usable.cpu()).sum()),
@@ -110,6 +112,7 @@ class HitConsistency(PartHits):
                 *(() if judged.any() else (NOTHING,)),
                 self.about_region(),
                 "The interval over cases holds fixed which part each prototype hits most often.",
+                "It is centred on the figure, since drawing cases twice carries rates over the threshold.",
             ),
         )
 
