@@ -18,7 +18,8 @@ from protolearn.encoders import FeatureEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.bag_edits import Bag, Effect, exchange, keep_only, necessity, sufficiency
 from protolearn.explain.bag_scorers import BagFunction, BagScorer, BagScores, PooledBags, model_of_bags
-from protolearn.explain.bag_search import greedy_removal, over_bags, remove_most_important
+from protolearn.explain.bag_search import greedy_removal, remove_most_important
+from protolearn.explain.over_bags import over_bags
 from protolearn.methods import get_method
 
 SIZE = 15
@@ -79,7 +80,7 @@ def additive(part: Callable[[Tensor], Tensor]) -> BagFunction:
     return BagFunction(lambda bag: part(bag).sum(0), gives="logits")
 
 
-# -- a bag and its history ------------------------------------------------------------------------------------------
+# -- a bag and its history --------------------------------------------------------------------------------------------
 
 
 def test_every_instance_keeps_its_origin() -> None:
@@ -203,7 +204,7 @@ def test_a_prototype_model_over_bags() -> None:
         torch.testing.assert_close(found.logits[i], rest, rtol=1e-5, atol=1e-6)
 
 
-# -- effects ------------------------------------------------------------------------------------------------------------
+# -- effects ----------------------------------------------------------------------------------------------------------
 
 
 def test_effects_of_an_additive_model_are_the_contributions() -> None:
@@ -271,7 +272,7 @@ def test_effects_over_bags() -> None:
         over_bags([effect(0.5, 0.4), effect(0.5, 0.4, target=1)])
 
 
-# -- searches -----------------------------------------------------------------------------------------------------------
+# -- searches ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", ["minimise", "maximise", "smallest change"])
@@ -324,7 +325,7 @@ def test_short_bags_and_wrong_searches() -> None:
             remove_most_important(scorer, torch.ones(3, 1), importance, 0, shares=shares, generator=g)
 
 
-# -- a model that has learned something real ---------------------------------------------------------------------------
+# -- a model that has learned something real --------------------------------------------------------------------------
 
 
 def test_positive_instances_are_necessary_and_sufficient(trained: tuple[Attention, Bags]) -> None:
@@ -344,8 +345,8 @@ def test_positive_instances_are_necessary_and_sufficient(trained: tuple[Attentio
         gained.append(sufficiency(scorer, other, bag.keep(zeros), 1))
         swapped.append(exchange(scorer, bag, zeros, other, 1, g))
         alone.append(keep_only(scorer, bag, zeros, 1))
-    shares = {name: over_bags(each) for name, each in
-              {"without": without, "random": at_random, "gained": gained, "swapped": swapped, "alone": alone}.items()}  # fmt: skip
+    kinds = {"without": without, "random": at_random, "gained": gained, "swapped": swapped, "alone": alone}
+    shares = {name: over_bags(each) for name, each in kinds.items()}
     assert shares["without"].flipped >= 0.9
     assert shares["random"].flipped <= 0.2
     assert shares["gained"].flipped >= 0.9

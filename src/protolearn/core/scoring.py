@@ -50,6 +50,8 @@ class ScoringSheet(Head):
     tensor([[1., 1.]], grad_fn=<MmBackward0>)
     """
 
+    linear = True
+
     def __init__(self, raw: Tensor, *, power: float = 2.0, shrink: float = 1e-3, clip: float = 0.0) -> None:
         super().__init__()
         if raw.ndim != 2:

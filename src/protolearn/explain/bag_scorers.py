@@ -42,7 +42,7 @@ class BagScores(NamedTuple):
         return table[..., target]
 
     def decision(self) -> int:
-        """Return the predicted class of one bag, the first of equals; with a single score, whether it reaches a half."""
+        """Return the predicted class of one bag, the first of equals; of a single score, whether it reaches a half."""
         if len(self.probabilities) == 1:
             return int(self.probabilities[0] >= 0.5)
         return int(self.probabilities.argmax())

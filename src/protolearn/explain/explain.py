@@ -200,7 +200,7 @@ def explain_seen(
     logits, labels = output.logits.double().cpu(), seen.labels.tolist()
     unknown = output.head.abstains(output.logits).tolist()
     order = logits.argsort(dim=1, descending=True, stable=True).tolist()
-    wanted = [[_class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
+    wanted = [[class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
     classes, count = output.logits.shape[1], output.evidence.shape[1]
     rows = chunk_rows(4 * classes * count)
     for start in range(0, len(ids), rows):
@@ -309,7 +309,22 @@ def weight_table(model: PrototypeModel) -> Tensor | None:
     return weight.detach()
 
 
-def _class_of(target: Target, model: PrototypeModel, order: list[int], label: int, case: str) -> int:
+def class_of(target: Target, model: PrototypeModel, order: list[int], label: int, case: str) -> int:
+    """Return the class that a target means for one case.
+
+    Parameters
+    ----------
+    target : int or str
+        As for :func:`explain`.
+    model : PrototypeModel
+        Whose classes they are.
+    order : list of int
+        Classes by score, the highest first.
+    label : int
+        Class of the case, -1 = unlabelled.
+    case : str
+        Its id, for the message of an error.
+    """
     names = model.classes
     if target == "predicted":
         return order[0]
