@@ -62,7 +62,7 @@ def inputs_of(cases: Any) -> torch.Tensor:
     return torch.stack([cases[i].inputs for i in range(len(cases))])
 
 
-# -- the copy -----------------------------------------------------------------------------------------------------------
+# -- the copy ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(LINEAR))

@@ -221,10 +221,8 @@ def what_if(
 def _notes(below: int, matches: int) -> tuple[str, ...]:
     if below == 0:
         return ()
-    return (
-        f"what is gone brought evidence below 0 in {below / matches:.0%} of its matches; out of use it brings 0, which "
-        "there speaks for what it spoke for",
-    )
+    share = f"what is gone brought evidence below 0 in {below / matches:.0%} of its matches"
+    return (f"{share}; out of use it brings 0, which there speaks for what it spoke for",)
 
 
 def _answers(output: Output) -> np.ndarray:
