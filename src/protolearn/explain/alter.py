@@ -179,6 +179,7 @@ class ReweighedHead(Head):
         if not inner.linear:
             raise ValueError(f"{type(inner).__name__} is not linear")
         self.inner = inner
+        self.score_name = inner.score_name  # type: ignore[misc]  # of the class elsewhere, of what is wrapped here
         self.register_buffer("factors", factors)
 
     def _weight(self) -> Tensor:

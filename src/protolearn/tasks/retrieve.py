@@ -7,8 +7,7 @@ holds is in the result (``agreement_when_right`` and ``agreement_when_wrong``), 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,51 +17,32 @@ from protolearn.core.gathering import summarise
 from protolearn.core.matching import chunk_rows
 from protolearn.core.measures import Distance, Measure, cosine, get_measure, squared_l2
 from protolearn.core.model import PrototypeModel
-from protolearn.core.projection import Nearest
 from protolearn.data import Cases
 from protolearn.encoders.search import KNOWN, MANY, MORE, nearest_cases
 from protolearn.errors import DataError, UsageError, look_up
 from protolearn.explain.passes import CaseList, Seen, run_over, track
-from protolearn.explain.regions import Cells
 from protolearn.explain.survey import predicted_contribution
 from protolearn.structures import Output
-from protolearn.tasks.retrieved import By, PrototypeCases, Query, SimilarCase, SimilarCases
-from protolearn.training import project
+from protolearn.tasks.prototype_cases import NearPrototypes, cases_of_prototypes, class_name
+from protolearn.tasks.retrieved import By, Query, SimilarCase, SimilarCases
+
+__all__ = ["CaseMemory", "cases_of_prototypes", "similar_cases"]
 
 USUAL: dict[str, Measure | None] = {"evidence": squared_l2, "embedding": cosine, "prototype": None}
 """What vectors are compared by, where nothing else is asked for; None = the model's own measure."""
 
 
-def similar_cases(
-    model: PrototypeModel,
-    cases: CaseList,
-    train: Cases,
-    indices: Sequence[int] | None = None,
-    *,
-    k: int = 5,
-    by: By = "evidence",
-    measure: str | None = None,
-    search: Literal["auto", "exact", "faiss"] = "auto",
-    many: int = MANY,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-    workers: int = 0,
-    quiet: bool = True,
-) -> SimilarCases:
-    """Find the training cases most like each of some cases; the model is left as it is.
-
-    A case that is among the training cases itself (same id, same content) is not found for itself.
+class CaseMemory:
+    """Training cases as a model sees them, read once, to be asked about many cases.
 
     Parameters
     ----------
     model : PrototypeModel
-        What is alike in its eyes.
-    cases, indices
-        What to ask about; all by default.
+        What is alike in its eyes; left as it is, and to be left so while the memory is in use.
     train : Cases
         The training cases.
     k : int
-        How many to find for each.
+        How many to find for each case.
     by : {"evidence", "embedding", "prototype"}
         ``evidence``: the vector of all usable prototypes' evidence, so that what is found was judged for the same
         reasons. ``embedding``: the encoder's summary of the whole input or, where it makes none, the mean of the
@@ -85,6 +65,114 @@ def similar_cases(
         If a name is unknown, or the prototypes are not the same for every input.
     DataError
         If there is nothing to find, or a case's vector is not finite.
+    """
+
+    def __init__(
+        self,
+        model: PrototypeModel,
+        train: Cases,
+        *,
+        k: int = 5,
+        by: By = "evidence",
+        measure: str | None = None,
+        search: Literal["auto", "exact", "faiss"] = "auto",
+        many: int = MANY,
+        batch_size: int = 64,
+        device: str | torch.device | None = None,
+        workers: int = 0,
+        quiet: bool = True,
+    ) -> None:
+        usual = look_up("way to compare cases", by, USUAL)
+        if k < 1:
+            raise UsageError(f"k must be at least 1, got {k}")
+        if search not in ("auto", "exact", "faiss"):
+            raise UsageError(f"search must be auto, exact or faiss, got {search!r}")
+        if len(train) == 0:
+            raise DataError(f"{train.name}: no case to find")
+        if by == "prototype" and measure is not None:
+            raise UsageError(f"a prototype is compared in the model's own measure, {model.measure.name}")
+        self.model, self.train, self.k, self.by, self.quiet = model, train, k, by, quiet
+        self.passing: dict[str, Any] = {"batch_size": batch_size, "device": device, "workers": workers}
+        chosen = usual if measure is None else get_measure(measure)
+        self.measure = model.measure if chosen is None else chosen
+        self.search = "exact" if chosen is None else _search_for(search, chosen, len(train), many)
+        self.places = {case: row for row, case in enumerate(train.ids)}
+        self.near: NearPrototypes | None = None
+        self.vectors: Tensor | None = None
+        if chosen is None:
+            self.near = NearPrototypes.of(model, train, k + 1, self.passing)  # one more, in case it is the one asked
+        else:
+            self.vectors = _vectors(model, train, by, self.passing, quiet)
+
+    def like(self, cases: CaseList, indices: Sequence[int] | None = None) -> SimilarCases:
+        """Return the training cases most like some cases; one that is among them is not found for itself."""
+        total = len(cases) if indices is None else len(indices)
+        asked = track(
+            run_over(self.model, cases, indices, **self.passing), total, "looking for similar cases", quiet=self.quiet
+        )  # fmt: skip
+        queries = self._by_vector(asked, cases) if self.near is None else self._by_prototype(asked, cases, self.near)
+        return SimilarCases(self.by, self.measure.name, self.search, len(self.train), tuple(queries))
+
+    def _by_vector(self, asked: Iterable[Seen], cases: CaseList) -> Iterator[Query]:
+        assert self.vectors is not None, "read when there are no nearest cases of prototypes"
+        values, said, left_out = [], [], []
+        for seen in asked:
+            values.append(_vector(seen.output, self.by))
+            _refuse_nan(values[-1], cases, seen.indices)
+            said += _said(self.model, cases, seen)
+            left_out += [self._itself(cases, i) for i in seen.indices]
+        if not said:
+            return
+        alone = torch.tensor(left_out, device=values[0].device)
+        found = _nearest(torch.cat(values), self.vectors, self.measure, self.k, alone, self.search)
+        for told, near in zip(said, found, strict=True):
+            similar = [SimilarCase(self.train.ids[row], class_name(self.train, row), value) for row, value in near]
+            yield Query(*told, None, tuple(similar))
+
+    def _by_prototype(self, asked: Iterable[Seen], cases: CaseList, near: NearPrototypes) -> Iterator[Query]:
+        bank = self.model.bank
+        keys = bank.ids.tolist()
+        nobodys = bank.usable & (bank.ownership.sum(1) == 0)
+        for seen in asked:
+            added = predicted_contribution(seen.output).detach()
+            may = bank.owned_by(seen.output.logits.argmax(1)) | (nobodys & (added > 0))
+            leading = added.masked_fill(~may, float("-inf")).argmax(1).tolist() if keys else [-1] * len(added)
+            any_may = may.any(1).tolist()
+            for b, said in enumerate(_said(self.model, cases, seen)):
+                if said.predicted is None or not any_may[b]:
+                    yield Query(*said, None, ())
+                    continue
+                but = self._itself(cases, seen.indices[b])
+                yield Query(*said, keys[leading[b]], near.to(leading[b], self.k, but))
+
+    def _itself(self, cases: CaseList, index: int) -> int:
+        """Return the row of the training case that is this very case (same id, same content), -1 where there is none.
+
+        A list of cases that cannot tell their content is believed by the id.
+        """
+        row = self.places.get(str(cases.ids[index]), -1)
+        if row < 0 or cases is self.train or not hasattr(cases, "content"):
+            return row
+        return row if cases.content(index) == self.train.content(row) else -1
+
+
+def similar_cases(
+    model: PrototypeModel, cases: CaseList, train: Cases, indices: Sequence[int] | None = None, **how: Any
+) -> SimilarCases:
+    """Find the training cases most like each of some cases; the model is left as it is.
+
+    Parameters
+    ----------
+    model : PrototypeModel
+        What is alike in its eyes.
+    cases, indices
+        What to ask about; all by default. A case that is among the training cases (same id, same content) is not
+        found for itself.
+    train : Cases
+        The training cases.
+    **how
+        ``k``, ``by``, ``measure``, ``search`` and the rest, see :class:`CaseMemory`, which reads the training cases
+        once for several questions.
 
     Examples
     --------
@@ -96,100 +184,7 @@ def similar_cases(
     >>> [len(query.found) for query in found.queries], found.search
     ([3, 3], 'exact')
     """
-    how = look_up("way to compare cases", by, USUAL)
-    if k < 1:
-        raise UsageError(f"k must be at least 1, got {k}")
-    if search not in ("auto", "exact", "faiss"):
-        raise UsageError(f"search must be auto, exact or faiss, got {search!r}")
-    if len(train) == 0:
-        raise DataError(f"{train.name}: no case to find")
-    passing: dict[str, Any] = {"batch_size": batch_size, "device": device, "workers": workers}
-    total = len(cases) if indices is None else len(indices)
-    asked = track(run_over(model, cases, indices, **passing), total, "looking for similar cases", quiet=quiet)
-    itself = _Itself(cases, train)
-    if how is None:
-        if measure is not None:
-            raise UsageError(f"a prototype is compared in the model's own measure, {model.measure.name}")
-        near_to = _NearPrototypes.of(model, train, k + 1, passing)  # one more, in case it is the one asked about
-        by_one = [query for seen in asked for query in _by_prototype(model, cases, seen, near_to, k, itself)]
-        return SimilarCases(by, model.measure.name, "exact", len(train), tuple(by_one))
-    way = how if measure is None else get_measure(measure)
-    taken = _search_for(search, way, len(train), many)
-    values, said, left_out = [], [], []
-    for seen in asked:
-        values.append(_vector(seen.output, by))
-        _refuse_nan(values[-1], cases, seen.indices)
-        said += _said(model, cases, seen)
-        left_out += [itself.row(i) for i in seen.indices]
-    queries = []
-    if said:
-        stored = _vectors(model, train, by, passing, quiet)
-        left = torch.tensor(left_out, device=stored.device)
-        for told, near in zip(said, _nearest(torch.cat(values), stored, way, k, left, taken), strict=True):
-            queries.append(
-                Query(*told, None, tuple(SimilarCase(train.ids[r], class_name(train, r), v) for r, v in near))
-            )
-    return SimilarCases(by, way.name, taken, len(train), tuple(queries))
-
-
-def cases_of_prototypes(
-    model: PrototypeModel,
-    train: Cases,
-    ids: Sequence[int] | None = None,
-    *,
-    k: int = 5,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-    workers: int = 0,
-) -> tuple[PrototypeCases, ...]:
-    """Find the training cases nearest to prototypes, of any class, each with the place that is nearest in it.
-
-    Parameters
-    ----------
-    model : PrototypeModel
-        Left as it is.
-    train : Cases
-        The training cases.
-    ids : sequence of int, optional
-        Which prototypes; all usable ones by default. One that is banned or inactive finds nothing.
-    k : int
-        How many cases; fewer where there are fewer.
-    batch_size, device, workers
-        As usual.
-
-    Examples
-    --------
-    >>> from protolearn.data import digits
-    >>> from protolearn.encoders import SmallEncoder
-    >>> from protolearn.methods import get_method
-    >>> model = get_method("protopnet")(prototypes_per_class=2).build(SmallEncoder(), 10)
-    >>> (one,) = cases_of_prototypes(model, digits("train").subset(range(50)), [3], k=2)
-    >>> one.prototype, one.owner, len(one.found)
-    (3, '1', 2)
-    """
-    if k < 1:
-        raise UsageError(f"k must be at least 1, got {k}")
-    bank = model.bank
-    wanted = bank.ids[bank.usable].tolist() if ids is None else [int(key) for key in ids]
-    missing = [key for key in wanted if key not in set(bank.ids.tolist())]
-    if missing:
-        raise UsageError(f"there is no prototype {missing[0]} in this model (any more)")
-    if len(train) == 0:
-        raise DataError(f"{train.name}: no case to find")
-    found = _NearPrototypes.of(model, train, k, {"batch_size": batch_size, "device": device, "workers": workers})
-    owners = bank.owner().tolist()
-    return tuple(
-        PrototypeCases(
-            prototype=key,
-            owner=None if owners[row] < 0 else model.classes[owners[row]],
-            source=bank.sources[row],
-            found=found.to(row, k),
-        )
-        for key, row in zip(wanted, bank.rows(wanted).tolist(), strict=True)
-    )
-
-
-# -- by a vector ------------------------------------------------------------------------------------------------------
+    return CaseMemory(model, train, **how).like(cases, indices)
 
 
 def _search_for(search: str, measure: Measure, stored: int, many: int) -> str:
@@ -243,21 +238,6 @@ def _nearest(
     return found
 
 
-class _Itself:
-    """Which training case, if any, is the very case that is asked about: same id, same content."""
-
-    def __init__(self, cases: CaseList, train: Cases) -> None:
-        self.cases, self.train = cases, train
-        self.places = {case: row for row, case in enumerate(train.ids)}
-
-    def row(self, index: int) -> int:
-        """Return its row, -1 where there is none."""
-        row = self.places.get(str(self.cases.ids[index]), -1)
-        if row < 0 or self.cases is self.train or not hasattr(self.cases, "content"):
-            return row
-        return row if self.cases.content(index) == self.train.content(row) else -1
-
-
 class _Said(NamedTuple):
     case: str
     predicted: str | None
@@ -279,66 +259,3 @@ def _said(model: PrototypeModel, cases: CaseList, seen: Seen) -> list[_Said]:
         )
         for b, i in enumerate(seen.indices)
     ]
-
-
-def class_name(cases: CaseList, index: int) -> str | None:
-    """Return the name of a case's class, None where it is unlabelled."""
-    label = int(cases.labels[index])
-    return None if label < 0 else str(cases.classes[label])
-
-
-# -- by a prototype ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _NearPrototypes:
-    """The nearest training cases of every prototype."""
-
-    train: Cases
-    nearest: Nearest
-    cells: Cells
-
-    @classmethod
-    def of(cls, model: PrototypeModel, train: Cases, k: int, passing: dict[str, Any]) -> _NearPrototypes:
-        if model.bank.drawn:
-            raise UsageError("the prototypes of this model belong to one input each: no training case is near them")
-        preprocess = getattr(model.encoder, "preprocess", None)
-        where = model.bank.ids.device if passing["device"] is None else torch.device(passing["device"])
-        shown = train if preprocess is None else train.with_transform(preprocess)
-        with torch.no_grad():
-            found = project.nearest_cases(
-                model.to(where), shown, min(k, len(train)), batch_size=passing["batch_size"],
-                workers=passing["workers"], device=where,
-            )  # fmt: skip
-        (first,) = run_over(model, train, [0])
-        assert first.output.tokens is not None, "a whole pass keeps the tokens"
-        return cls(train, found, Cells(first.output.tokens, preprocess))
-
-    def to(self, row: int, k: int, but: int = -1) -> tuple[SimilarCase, ...]:
-        """Return up to k cases of one prototype, without a certain one."""
-        there = self.nearest.found[row] & (self.nearest.cases[row] != but)
-        columns = (self.nearest.cases[row], self.nearest.values[row], self.nearest.positions[row])
-        found = zip(*(column[there][:k].tolist() for column in columns), strict=True)
-        return tuple(
-            SimilarCase(self.train.ids[i], class_name(self.train, i), value, self.cells.box(position, self._size(i)))
-            for i, value, position in found
-        )
-
-    def _size(self, index: int) -> tuple[int, int] | None:
-        return self.train.size(index) if self.train.pictured else None
-
-
-def _by_prototype(
-    model: PrototypeModel, cases: CaseList, seen: Seen, near: _NearPrototypes, k: int, itself: _Itself
-) -> Iterator[Query]:
-    bank = model.bank
-    added = predicted_contribution(seen.output).detach()
-    nobodys = bank.usable & (bank.ownership.sum(1) == 0)
-    may = bank.owned_by(seen.output.logits.argmax(1)) | (nobodys & (added > 0))
-    leading = added.masked_fill(~may, float("-inf")).argmax(1).tolist() if len(bank) else []
-    keys, any_may = bank.ids.tolist(), may.any(1).tolist()
-    for b, said in enumerate(_said(model, cases, seen)):
-        if said.predicted is None or not any_may[b]:
-            yield Query(*said, None, ())
-        else:
-            yield Query(*said, keys[leading[b]], near.to(leading[b], k, itself.row(seen.indices[b])))
