@@ -3,7 +3,7 @@
 - **ban**: the prototype is out of use. Whoever depends on it answers as the head does for a prototype that the model
   does not have: cases that are left vote, components that are left share the weight.
 - **remove**: the prototype is cut out of the copy. Predictions are those of a ban, but for models whose encoder or head
-  counts its prototypes.
+  counts its prototypes, or whose classes share a fixed weight among theirs.
 - **reweight**: what the prototype adds to every class is multiplied by a factor. Only heads in which contributions do
   not depend on one another can say what that means (``Head.linear``); others refuse.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import DataError, UsageError, nearest_names
-from protolearn.explain.passes import CaseList, Seen, plain_json, run_over, track, whole_file
+from protolearn.explain.passes import CaseList, Seen, evaluating, plain_json, run_over, track, whole_file
 from protolearn.explain.regions import Cells
 from protolearn.structures import Explanation, LedgerRow
 
@@ -205,8 +205,9 @@ def explain_seen(
     rows = chunk_rows(4 * classes * count)
     for start in range(0, len(ids), rows):
         chunk = output.part(slice(start, start + rows))
-        table = output.head.ledger(chunk).double().cpu()
-        parts = {name: values.detach().double().cpu() for name, values in output.head.parts(chunk).items()}
+        with evaluating(output.head):  # a head may weigh evidence in another way while it is trained
+            table = output.head.ledger(chunk).double().cpu()
+            parts = {name: values.detach().double().cpu() for name, values in output.head.parts(chunk).items()}
         for b in range(start, min(start + rows, len(ids))):
             made = []
             for c in wanted[b]:
@@ -264,7 +265,8 @@ class Ledger:
         order = speaks[contribution[speaks].abs().argsort(descending=True, stable=True)]
         if most is not None:
             order = order[:most]
-        evidence = output.head.weighed(output.evidence[b : b + 1])[0].detach().double().cpu()
+        with evaluating(output.head):
+            evidence = output.head.weighed(output.evidence[b : b + 1])[0].detach().double().cpu()
         if self.weight is not None:
             weight = self.weight[target]
         else:

@@ -76,12 +76,12 @@ def nearer_prototypes(
     """
     assert out.tokens is not None, "a whole pass keeps the tokens"
     bank, head, count = model.bank, model.head, min(most, len(model.bank))
-    weights = head.per_unit(len(bank), bank.usable) if head.linear else None
+    weights = head.per_unit(len(bank), bank.usable)
     best = out.similarities.masked_fill(~_members(model, weights, targets), float("-inf")).topk(count, dim=1)
     rows, real = best.indices, torch.isfinite(best.values)
     evidence = head.weighed(out.evidence).gather(1, rows).double()
     change = torch.full_like(evidence, float("nan"))
-    if weights is not None and count:
+    if head.linear and weights is not None and count:
         chunk = chunk_rows(48 * weights.shape[0] * count)
         for i in range(0, len(rows), chunk):
             part = slice(i, i + chunk)

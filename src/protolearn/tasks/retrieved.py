@@ -68,10 +68,7 @@ class Query:
     @property
     def agreement(self) -> float | None:
         """Share of the labelled cases found that carry the predicted class; None where none is, or no class is."""
-        known = [one.label for one in self.found if one.label is not None]
-        if not known or self.predicted is None:
-            return None
-        return sum(label == self.predicted for label in known) / len(known)
+        return _share(self.found, self.predicted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -167,10 +164,7 @@ class PrototypeCases:
     @property
     def purity(self) -> float | None:
         """Share of the labelled cases found that carry the class of the owner; None where that is not defined."""
-        known = [one.label for one in self.found if one.label is not None]
-        if not known or self.owner is None:
-            return None
-        return sum(label == self.owner for label in known) / len(known)
+        return _share(self.found, self.owner)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one flat row for each case found."""
@@ -191,6 +185,12 @@ class PrototypeCases:
                 "found": [one.to_dict() for one in self.found],
             }
         )
+
+
+def _share(found: tuple[SimilarCase, ...], name: str | None) -> float | None:
+    """Return the share of the labelled cases that carry a class; None where there is none, or no class to look for."""
+    known = [one.label for one in found if one.label is not None]
+    return None if not known or name is None else sum(label == name for label in known) / len(known)
 
 
 def _corners(region: Box | None) -> dict[str, float | None]:
