@@ -28,6 +28,7 @@ from protolearn.methods.posthoc.epic import EPIC
 from protolearn.training import record
 from protolearn.training.fit import Fit, fit
 from protolearn.training.folder import load, save
+from protolearn.training.refit import refit_head
 
 KINDS: tuple[RotationKind, ...] = ("orthogonal", "invertible")
 SHORT: dict[str, Any] = {"first": 12, "last": 5, "stages": 3, "rate": 3e-2}
@@ -252,6 +253,19 @@ def test_schedule_and_settings_are_the_paper_s() -> None:
     assert "encoder" not in {group for phase in train for group in phase.rates}
 
 
+def test_a_ban_can_be_made_up_for_by_the_classifier() -> None:
+    """Then, and only then, the logits are no longer the network's."""
+    cases = planted()
+    model = run(EPIC(**SHORT), cases).model
+    turn = model.neck.matrix().detach().clone()  # type: ignore[operator]
+    model.bank.ban([0, 1])
+    history = refit_head(model, cases, epochs=20, rate=0.1, quiet=True, device="cpu")
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert torch.equal(model.neck.matrix().detach(), turn)  # type: ignore[operator]
+    for why in explain(model, cases, range(3)):
+        assert why.total == pytest.approx(why.logit, abs=1e-4)
+
+
 def test_a_named_network_is_saved_and_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(2)
     network = timm.create_model("test_resnet", num_classes=10).eval()
@@ -316,15 +330,15 @@ class SmallResNet(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "gain"), [("orthogonal", 0.005), ("invertible", 0.05)])
+@pytest.mark.parametrize(("kind", "gain"), [("orthogonal", 0.008), ("invertible", 0.1)])
 def test_purity_rises_on_photographs(shared_data: Path, kind: RotationKind, gain: float) -> None:
-    """With the paper's settings; the gain is about half of what was measured, for a network with few channels."""
+    """Ten times the paper's rate, as 64 channels make few steps; the bounds are half of what was measured."""
     network = SmallResNet().eval()
     network.load_state_dict(load_file(shared_data / "backbones" / "resnet20_cifar10.safetensors"))
     with np.load(shared_data / "cifar10" / "cifar10.npz") as z:
         cases = arrays(z["x_train"][:1000], z["y_train"][:1000], classes=[str(name) for name in z["classes"]])
     encoder = TrainedNetwork(network, Preprocess(size=(32, 32)))
-    done = run(EPIC(rotation=kind), cases, encoder, batch_size=512)
+    done = run(EPIC(rotation=kind, rate=1e-2), cases, encoder, batch_size=512)
     change = purity_before_after(done.model, cases)
     assert change.gain > gain
     x = inputs(cases.subset(range(200)), encoder)

@@ -120,8 +120,8 @@ class EPIC(Method):
         return {**terms, "cross_entropy": cross_entropy(out.logits, labels)}
 
     def weights(self) -> dict[str, float]:
-        """Return the coefficients: purity is to rise; the cross-entropy is the classifier's, where one is trained."""
-        return {"purity": -1.0, "cross_entropy": float(self.classifier_epochs > 0)}
+        """Return the coefficients: purity is to rise; the cross-entropy is for training a classifier, here or later."""
+        return {"purity": -1.0, "cross_entropy": 1.0}
 
     def phases(self) -> list[Phase]:
         """Return choosing and turning, stage after stage, then the search for the sources."""
