@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from protolearn.audit.channel_purity import channel_purity
+from protolearn.core.folding import folded
 from protolearn.core.model import PrototypeModel
 from protolearn.core.rotation import FoldedLinear
 from protolearn.data import digits, features
@@ -94,6 +96,16 @@ def test_removed_channels_are_gone_and_few_cases_leave_gaps() -> None:
     assert all(len(chosen) == 2 for chosen in left.cases)
     assert bool(left.purity[:, 2].isnan().all())
     assert left.mean_purity == pytest.approx(float(left.purity[:, :2].mean()))
+
+
+def test_the_audit_s_channel_purity_is_the_same_number() -> None:
+    cases, model = some(), turned()
+    gallery = channel_gallery(model, cases, len(cases))
+    out = model(torch.stack([cases[i].inputs for i in range(len(cases))]))
+    found = channel_purity(folded(out))
+    for k in range(4):
+        wanted = torch.stack([found[cases.index(case), k] for case in gallery.cases[k]]).double()
+        torch.testing.assert_close(gallery.purity[k], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_regions_of_pictures() -> None:
