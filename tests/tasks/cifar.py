@@ -64,8 +64,9 @@ def shown(picture: Image.Image) -> Tensor:
 def cifar_views(folder: Path) -> NetworkViews:
     """Return the network of the shared data, seen at the input of its classifier."""
     network = CifarNet()
-    network.load_state_dict({k: v.float() for k, v in load_file(folder / "backbones/resnet20_cifar10.safetensors").items()},
-                            strict=False)  # fmt: skip
+    weights = load_file(folder / "backbones/resnet20_cifar10.safetensors")
+    lacking, other = network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+    assert not other and all(name.endswith("num_batches_tracked") for name in lacking)
     names = np.load(folder / "cifar10/cifar10.npz")["classes"].tolist()
     return NetworkViews(network.eval(), classifier="linear", classes=names, preprocess=shown, name="ResNet-20")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def run_ood(args: Any) -> int:
     """Fit scores, judge them on foreign cases where there are some, keep the first where asked."""
+    from protolearn.core.scorer import make_scorer
     from protolearn.tasks.ood import fit_novelty
     from protolearn.training.scorer_files import save_scorer
 
@@ -28,6 +29,8 @@ def run_ood(args: Any) -> int:
         raise UsageError("ood takes the folder of a model and its training data: protolearn ood MODEL DATA")
     check_positive("batch-size", args.batch_size)
     specs = _specs(args.score, args.set or [])
+    for spec in specs:
+        make_scorer(spec)  # a wrong name or setting is said before anything is read
     sets = {kind: _sets(getattr(args, kind) or []) for kind in ("near", "far", "outside")}
     if not any(sets.values()) and not args.save:
         raise UsageError(

@@ -194,7 +194,7 @@ class NetworkViews(Views):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != len(self.classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UsageError(f"the network must put out logits (B, {len(self.classes)}), got {shape}")
-        return self._view(pool(tapped.values, "mean", tapped.mask), logits)
+        return self._view(pool(tapped.values, "mean", tapped.mask).detach(), logits.detach())
 
     def _view(self, features: Tensor, logits: Tensor) -> View:
         if self.classifier is None:
