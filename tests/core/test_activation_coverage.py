@@ -31,7 +31,8 @@ from protolearn.methods import get_method
 
 def network(classes: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(inplace=True), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, classes)).eval()  # fmt: skip
+    layers = [nn.Linear(6, 12), nn.ReLU(inplace=True), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, classes)]
+    return nn.Sequential(*layers).eval()
 
 
 def cases(count: int, seed: int = 0) -> Tensor:

@@ -33,16 +33,19 @@ def test_nothing_stays_behind() -> None:
     net, x = network(), torch.randn(2, 3, 8, 8)
     net[3].weight.requires_grad_(False)
     trained = [each.requires_grad for each in net.parameters()]
-    with pytest.raises(RuntimeError, match="on purpose"):
-        with tapping(net, ["0"], gradients=True) as seen:
-            torch.autograd.grad(net(x).sum(), [seen["0"].values])
-            raise RuntimeError("on purpose")
+    with pytest.raises(RuntimeError, match="on purpose"), tapping(net, ["0"], gradients=True) as seen:
+        _differentiate_and_fail(net, x, seen)
     assert [each.requires_grad for each in net.parameters()] == trained
     assert all(each.grad is None for each in net.parameters())
     assert not any(module._forward_hooks for module in net.modules())
     with tapping(net, ["1"]) as seen:
         net(x)
     assert seen["1"].values.shape == (2, 4, 6, 6)
+
+
+def _differentiate_and_fail(net: nn.Module, x: Tensor, seen: dict[str, Any]) -> None:
+    torch.autograd.grad(net(x).sum(), [seen["0"].values])
+    raise RuntimeError("on purpose")
 
 
 def test_tokens_and_tuples() -> None:

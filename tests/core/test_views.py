@@ -83,11 +83,11 @@ def test_wrong_requests() -> None:
         NetworkViews(net, "body", classes=list("abc")).run(x)
     with pytest.raises(UsageError, match="does not make the logits of these features"):
         NetworkViews(net, "body.0", "head").run(x)
+    views = NetworkViews(net, classifier="head")
     with pytest.raises(UsageError, match="no embedded features"):
-        views = NetworkViews(net, classifier="head")
         views.view(views.run(x), "embedded")
+    views = NetworkViews(net, "body", classes=list("abcd"))
     with pytest.raises(UsageError, match="give the classifier's weight"):
-        views = NetworkViews(net, "body", classes=list("abcd"))
         views.confidence(make_scorer("ash"), views.run(x), x)
     with pytest.raises(UsageError, match="NetworkViews"):
         views_of(net)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.explain.test_report import HOSTILE, read
 
 from protolearn.audit.ood_result import OODResult
 from protolearn.core.model import PrototypeModel
@@ -25,7 +26,6 @@ from protolearn.explain.novelty_page import novelty_html, save_novelty_folder
 from protolearn.explain.passes import PictureList
 from protolearn.explain.sections.novelty import novelty
 from protolearn.tasks.ood import evaluate_ood, fit_novelty
-from tests.explain.test_report import HOSTILE, read
 
 
 def noise(count: int, name: str = "noise") -> PictureList:
