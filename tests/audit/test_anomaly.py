@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.ndimage import label
@@ -22,7 +24,7 @@ def slow_overlap(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
         overlap = np.mean([called[i][region].mean() for i, region in regions])
         points.append((float(called[~masks].mean()), float(overlap)))
     area = 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         end = min(x1, limit)
         if end > x0:
             y_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)

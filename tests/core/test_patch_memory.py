@@ -44,7 +44,7 @@ def test_score_and_nearest_against_loops() -> None:
         gaps = [min(row) for row in table]
         at = int(np.argmax(gaps))
         m = int(np.argmin(table[at]))
-        around = sorted(range(20), key=lambda n: float((memory[n] - memory[m]).norm()))[:5]  # noqa: B023
+        around = sorted(range(20), key=lambda n: float((memory[n] - memory[m]).norm()))[:5]
         weight = 1 - math.exp(gaps[at]) / sum(math.exp(table[at][n]) for n in around)
         assert (int(found.position[b]), int(found.row[b])) == (at, m)
         assert float(found.score[b]) == pytest.approx(weight * gaps[at], rel=1e-5)

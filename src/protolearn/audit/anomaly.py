@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy.ndimage import label
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 from protolearn.errors import DataError, UsageError
 
@@ -148,7 +148,7 @@ def region_overlap(maps: np.ndarray, masks: np.ndarray, limit: float = LIMIT) ->
     inside = x <= limit
     height = float(np.interp(limit, x, y)) if not inside.all() else float(y[-1])
     x, y = np.append(x[inside], limit), np.append(y[inside], height)
-    return float(np.clip(np.trapezoid(y, x) / limit, 0.0, 1.0))
+    return float(np.clip(auc(x, y) / limit, 0.0, 1.0))
 
 
 def _regions(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Maps of how foreign each place is: cosine gaps, enlarged and smoothed, and one number a picture from the worst places.
+"""Maps of how foreign each place is: cosine gaps, enlarged and smoothed, and one number a picture of the worst.
 
 Everything here is an **anomaly**: higher = more foreign. Models turn the sign once, where they answer.
 B batch, D width, h x w a grid of tokens, H x W pixels.

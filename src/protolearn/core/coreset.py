@@ -33,7 +33,8 @@ def random_projection(values: Tensor, width: int, generator: torch.Generator) ->
     if values.shape[1] <= width:
         return values
     matrix = torch.randn(values.shape[1], width, generator=generator, dtype=torch.float64) / width**0.5
-    return values @ matrix.to(values)
+    projected: Tensor = values @ matrix.to(values)
+    return projected
 
 
 @torch.no_grad()

@@ -79,12 +79,12 @@ class _Scaled(torch.autograd.Function):
     """The input itself, whose gradient is multiplied."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, factor: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, factor: Tensor) -> Tensor:
         ctx.save_for_backward(factor)
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, incoming: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, incoming: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return incoming * factor, None
 
@@ -253,7 +253,7 @@ class InpFormer(nn.Module):
             values = block(values, prototypes)
             each.append(values)
         deepest_first = torch.stack(each[::-1])  # the last block rebuilds the first layer
-        return Rebuilt(tokens, prototypes, deepest_first.unflatten(0, (2, -1)).mean(1))
+        return Rebuilt(tokens, prototypes, deepest_first.view(2, -1, *values.shape).mean(1))
 
     def loss(self, groups: Tensor, *, gamma: float = 3.0, coherence_weight: float = 0.2) -> Tensor:
         """Return the training loss: soft mining plus the weighed coherence of the prototypes."""
@@ -273,4 +273,4 @@ def layer_groups(maps: list[Tensor]) -> Tensor:
     if len(maps) < 2 or len(maps) % 2 or len({tuple(one.shape) for one in maps}) > 1:
         raise ValueError("groups are made of an even number of layers with maps of one shape")
     stacked = torch.stack(maps).flatten(3).transpose(2, 3)
-    return stacked.unflatten(0, (2, -1)).mean(1)
+    return stacked.view(2, -1, *stacked.shape[1:]).mean(1)
