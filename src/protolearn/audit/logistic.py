@@ -1,0 +1,106 @@
+"""One logistic regression that says when it has no answer, in place of a number that an algorithm stopped at."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from protolearn.errors import MissingExtra
+
+FAR = 15.0
+"""A fitted log-odds beyond this is looked at: the two sides may be separated."""
+_ITERATIONS = 35
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+    """Return columns ``(n, k)`` of mean 0 and standard deviation 1; a constant column becomes zeros.
+
+    Examples
+    --------
+    >>> standardised(np.array([[1.0, 7.0], [3.0, 7.0]])).tolist()
+    [[-1.0, 0.0], [1.0, 0.0]]
+    """
+    if not len(values):
+        return np.asarray(values, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64)
+    centred = values - values.mean(0)
+    deviation = centred.std(0)
+    flat = deviation <= 1e-12 * np.maximum(np.abs(values).max(0), 1e-300)
+    return np.where(flat, 0.0, centred / np.where(flat, 1.0, deviation))
+
+
+def fit_logistic(
+    design: np.ndarray, y: np.ndarray, start: np.ndarray | None = None, groups: np.ndarray | None = None
+) -> tuple[Any, str]:
+    """Return statsmodels' fit of a logistic regression and "", or None and why there is none.
+
+    Where a combination of columns tells the two sides apart (separation, complete or not), the likelihood has no
+    maximum, and what an algorithm stops at is no estimate.
+
+    Parameters
+    ----------
+    design : ndarray
+        ``(n, k)``, the constant among the columns.
+    y : ndarray
+        ``(n,)`` 0 or 1.
+    start : ndarray, optional
+        ``(k,)`` where to begin.
+    groups : ndarray, optional
+        ``(n,)`` int64: errors by the sandwich over groups.
+
+    Examples
+    --------
+    >>> x = np.column_stack([np.ones(6), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    >>> fit_logistic(x, np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
+    (None, 'separated')
+    """
+    try:
+        import statsmodels.api as sm  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingExtra("statsmodels", "association", "testing associations") from error
+    robust = {} if groups is None else {"cov_type": "cluster", "cov_kwds": {"groups": groups}}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            fitted = sm.Logit(y, design).fit(start_params=start, disp=0, maxiter=_ITERATIONS, **robust)
+            sure = bool(fitted.mle_retvals["converged"]) and np.isfinite(fitted.bse).all() and (fitted.bse > 0).all()
+            far = float(np.abs(design @ fitted.params).max()) > FAR
+        except (np.linalg.LinAlgError, ValueError, FloatingPointError):
+            sure, far = False, True
+    if sure and not far:
+        return fitted, ""
+    if separated(design, y):
+        return None, "separated"
+    return (fitted, "") if sure else (None, "the fit did not converge")
+
+
+def separated(design: np.ndarray, y: np.ndarray) -> bool:
+    """Return whether some combination of the columns puts no record on the wrong side, and one on the right side.
+
+    Found by linear programming: the largest sum of ``s_i (z_i . b)`` over ``|b| <= 1`` with every term at least 0,
+    ``s`` 1 or -1 by label, is above 0 if and only if there is separation, complete or not.
+
+    Parameters
+    ----------
+    design : ndarray
+        ``(n, k)`` of full rank.
+    y : ndarray
+        ``(n,)`` 0 or 1.
+
+    Examples
+    --------
+    >>> x = np.column_stack([np.ones(4), [0.0, 0.0, 0.0, 1.0]])
+    >>> separated(x, np.array([0.0, 1.0, 0.0, 1.0])), separated(x, np.array([0.0, 1.0, 0.0, 0.0]))
+    (True, True)
+    >>> separated(np.column_stack([np.ones(4), [0.0, 0.0, 1.0, 1.0]]), np.array([0.0, 1.0, 0.0, 1.0]))
+    False
+    """
+    from scipy.optimize import linprog
+
+    signed = design * (2.0 * y - 1.0)[:, None]
+    exact = {"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-9}
+    limits = np.zeros(len(y))
+    found = linprog(-signed.sum(0), A_ub=-signed, b_ub=limits, bounds=(-1, 1), method="highs", options=exact)
+    return bool(found.status == 0 and -found.fun > 1e-7 * len(y))
