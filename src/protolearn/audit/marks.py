@@ -48,6 +48,13 @@ class Marks:
         if (self.objects is None) != (self.known is None):
             raise UsageError("objects and known go together: say for each case whether its object is marked")
 
+    def to(self, device: torch.device) -> Marks:
+        """Return the marks on a device."""
+        objects = None if self.objects is None else self.objects.to(device)
+        known = None if self.known is None else self.known.to(device)
+        points, visible = self.points.to(device), self.visible.to(device)
+        return Marks(self.parts, points, visible, objects, known, self.kind)
+
     def points_at(self, size: int) -> Tensor:
         """Return the key points ``(B, N, 2)`` in pixels of a square of this side."""
         return self.points * size

@@ -130,21 +130,47 @@ def run_over(
         What makes an output of inputs; the model by default. ``encoders.search.retrieval_for(model)`` gives one that
         looks for the nearest of very many stored cases, and None where that is of no use.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     where = device_of(model) if device is None else torch.device(device)
     model.to(where)
+    labels = labels_for(model, cases, strict=strict_labels)
+    shown = inputs_over(
+        cases, getattr(model.encoder, "preprocess", None), indices, batch_size=batch_size, workers=workers
+    )
+    for places, inputs, sizes in shown:
+        with evaluating(model), torch.no_grad():
+            output: Output = (run or model)(inputs.to(where))
+        yield Seen(places, torch.from_numpy(labels[places]).to(where), sizes, output)
+
+
+class Shown(NamedTuple):
+    """A batch as a model is to be shown it."""
+
+    indices: list[int]
+    """Positions in the data set."""
+    inputs: Tensor
+    """Stacked."""
+    sizes: list[tuple[int, int] | None]
+    """``(width, height)`` of the original pictures, None where cases have none."""
+
+
+def inputs_over(
+    cases: CaseList,
+    preprocess: Any,
+    indices: Sequence[int] | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Iterator[Shown]:
+    """Yield cases in batches as an encoder with this ``preprocess`` takes them, each picture read once."""
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, got {batch_size}")
     chosen = list(range(len(cases))) if indices is None else [int(i) for i in indices]
     wrong = [i for i in chosen if not 0 <= i < len(cases)]
     if wrong:
         raise UsageError(f"there is no case {wrong[0]}: the data hold the cases 0 to {len(cases) - 1}")
-    labels = labels_for(model, cases, strict=strict_labels)
-    views = _Views(cases, getattr(model.encoder, "preprocess", None), chosen)
+    views = _Views(cases, preprocess, chosen)
     loader: DataLoader[Any] = DataLoader(views, batch_size, collate_fn=_collate, num_workers=workers)
-    for places, inputs, sizes in loader:
-        with evaluating(model), torch.no_grad():
-            output: Output = (run or model)(inputs.to(where))
-        yield Seen(places, torch.from_numpy(labels[places]).to(where), sizes, output)
+    yield from loader
 
 
 class _Views(Dataset[Any]):
@@ -164,9 +190,9 @@ class _Views(Dataset[Any]):
         return i, sample[0], None if shown is None else shown.size
 
 
-def _collate(samples: list[tuple[int, Tensor, tuple[int, int] | None]]) -> tuple[list[int], Tensor, list[Any]]:
+def _collate(samples: list[tuple[int, Tensor, tuple[int, int] | None]]) -> Shown:
     places, inputs, sizes = zip(*samples, strict=True)
-    return list(places), torch.stack(inputs), list(sizes)
+    return Shown(list(places), torch.stack(inputs), list(sizes))
 
 
 def device_of(model: PrototypeModel) -> torch.device:
@@ -174,7 +200,15 @@ def device_of(model: PrototypeModel) -> torch.device:
     return model.bank.vectors.device
 
 
-def labels_for(model: PrototypeModel, cases: CaseList, *, strict: bool = False) -> np.ndarray:
+class Classifier(Protocol):
+    """Anything that names its classes."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names, in the order of its scores."""
+
+
+def labels_for(model: Classifier, cases: CaseList, *, strict: bool = False) -> np.ndarray:
     """Return the labels of cases as indices of the model's classes, matched by name; -1 = unlabelled.
 
     Raises
@@ -224,7 +258,7 @@ def track(items: Iterable[T], total: int, words: str, *, quiet: bool = False, pa
     try:
         for item in items:
             yield item
-            bar.advance(task, len(item.indices) if isinstance(item, Seen) else 1)
+            bar.advance(task, len(item.indices) if isinstance(item, Seen | Shown) else 1)
             if not shown and time.monotonic() - start > patience:
                 bar.start()
                 shown = True
