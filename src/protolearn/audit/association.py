@@ -5,8 +5,9 @@ with covariates ``X``:
 
     logit Pr(D = 1) = b0 + b a + g . X        odds ratio per standard deviation: exp(b)
 
-with Wald's interval and p-value, from errors that allow for several cases of one patient where groups are given, and
-p-values corrected over every test of every family of regressors at once.
+with Wald's interval and p-value, and p-values corrected over every test of every family of regressors at once. Where
+groups (patients) are given, errors are the sandwich over groups, compared with Student's t of as many degrees of
+freedom as groups effectively carry the regressor, less one.
 
 NOT VERIFIED: the analysis follows the abstract of "Prototype Learning to Create Refined Interpretable Digital
 Phenotypes from ECGs" (Sethi et al., 2025, arXiv 2508.01521), but its equations were not at hand. What stands here is
@@ -22,9 +23,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from protolearn.audit.association_result import Association, AssociationTable
-from protolearn.audit.logistic import fit_logistic, standardised
+from protolearn.audit.logistic import effective_groups, fit_logistic, standardised
 from protolearn.errors import DataError, UsageError, look_up
 
 CORRECTIONS = {"bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
@@ -34,6 +36,8 @@ the expected share of false ones among the findings."""
 Z95 = 1.959963984540054
 FEW_GROUPS = 40
 """With fewer groups than this errors by group tend to be too small."""
+LEAST_CARRIERS = 2.0
+"""With fewer groups that effectively carry a regressor there is nothing to compare between groups."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,7 @@ def association_table(
     covariates : ndarray, optional
         ``(n, k)`` finite, without a constant.
     groups : sequence, optional
-        ``(n,)`` the patient of each record: errors then allow for likeness within a patient (the sandwich over groups).
+        ``(n,)`` the patient of each record: errors then allow for likeness within a patient.
     correction : {"bonferroni", "benjamini-hochberg"}
         Over all tests that were tried.
     alpha : float
@@ -129,7 +133,7 @@ def association_table(
     _check(families, labels, names, covariates, groups, alpha, least)
     method = look_up("correction", correction, CORRECTIONS)
     base = np.ones((count, 1)) if covariates is None else np.column_stack([np.ones(count), standardised(covariates)])
-    if np.linalg.matrix_rank(base) < base.shape[1]:
+    if count and np.linalg.matrix_rank(base) < base.shape[1]:
         raise DataError(
             f"the {base.shape[1] - 1} columns of covariates say the same twice (one is constant, or a sum of others): "
             "leave one out"
@@ -197,8 +201,8 @@ class _Null:
 
     def __init__(self, base: np.ndarray, y: np.ndarray) -> None:
         self.base, self.y = base, y
-        self.sense = "" if np.linalg.matrix_rank(base) == base.shape[1] else "the covariates say the same twice"
-        fitted, status = (None, self.sense) if self.sense else fit_logistic(base, y)
+        twice = np.linalg.matrix_rank(base) < base.shape[1]
+        fitted, status = (None, "they say the same twice") if twice else fit_logistic(base, y)
         self.status = status and f"the covariates alone: {status}"
         self.start = None if fitted is None else fitted.params
 
@@ -227,8 +231,18 @@ def _estimated(row: Association, column: np.ndarray, null: _Null, groups: np.nda
     if fitted is None:
         return replace(row, status=f"not estimable: {status}")
     slope, error = float(fitted.params[0]), float(fitted.bse[0])
-    low, high = float(np.exp(slope - Z95 * error)), float(np.exp(slope + Z95 * error))
-    return replace(row, odds_ratio=float(np.exp(slope)), interval=(low, high), p=float(fitted.pvalues[0]))
+    p, reach = float(fitted.pvalues[0]), Z95
+    if groups is not None:  # before the error is looked at, which is 0 where one group fits itself
+        carriers = effective_groups(design, fitted.predict(), groups)
+        if carriers < LEAST_CARRIERS:
+            return replace(row, status="not estimable: hardly more than one group carries it")
+        spread = student(carriers - 1.0)
+        p, reach = float(2.0 * spread.sf(abs(slope) / max(error, 1e-300))), float(spread.ppf(0.975))
+    if not error > 0:
+        return replace(row, status="not estimable: no error can be computed")
+    with np.errstate(over="ignore"):
+        ratio, low, high = (float(v) for v in np.exp([slope, slope - reach * error, slope + reach * error]))
+    return replace(row, odds_ratio=ratio, interval=(low, high), p=p)
 
 
 def _corrected(rows: list[Association], method: str, alpha: float) -> list[Association]:

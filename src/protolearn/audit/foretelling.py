@@ -133,7 +133,7 @@ def foretell(
     (True, True)
     """
     members = None if groups is None else np.asarray(groups).astype(str)
-    if members is not None and (shared := sorted(set(members[held]) & set(members[~held]))):
+    if members is not None and (shared := sorted(set(members[held].tolist()) & set(members[~held].tolist()))):
         raise UsageError(f"group {shared[0]!r} has records in both parts ({len(shared)} groups do): split by group")
     found = []
     for q, name in enumerate(names):
