@@ -57,7 +57,8 @@ def repair(
     """Repair a copy of a model, and judge both.
 
     In this order: ban what a person names, ban background, merge twins, drop dead and impure prototypes, fit the last
-    layer again. What is not changed is not fitted either: with nothing to repair the copy is equal.
+    layer again. What is not changed is not fitted either: with nothing to repair the copy is equal. Fitting longer may
+    help by itself, so the given model is judged a second time with its last layer fitted again and nothing else done.
 
     Parameters
     ----------
@@ -136,9 +137,10 @@ def repair(
     fitted = refit and acted and bool(list(made.head.parameters()))
     if refit and acted and not fitted:
         notes.append(f"the last layer is not fitted again: a {type(made.head).__name__} has nothing to learn")
-    if fitted:
-        options = {"seed": seed, "batch_size": batch_size, "quiet": quiet, "device": str(where)}
-        refit_head(made, train, epochs=epochs, rate=rate, **options)
+    alone = copy.deepcopy(model) if fitted else None
+    for each in (made, alone) if alone is not None else ():
+        options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "quiet": quiet, "device": str(where)}
+        refit_head(each, train, epochs=epochs, rate=rate, **options)
     made.eval()
     cases = train if test is None else test
     if test is None:
@@ -157,7 +159,7 @@ def repair(
         prototypes=(int(model.bank.usable.sum()), int(made.bank.usable.sum())),
         judged_on=f"{judged} cases of {cases.name}",
         shift=shift,
-        refitted=fitted,
+        refitted=None if alone is None else evaluate(alone, cases, **how),
         audits=audits,  # type: ignore[arg-type]
         notes=tuple(notes),
     )

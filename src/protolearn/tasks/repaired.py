@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +32,9 @@ class RepairResult:
     shift : float or None
         Largest change of any score of a training case by merging alone, before anything was fitted; None where nothing
         was merged.
-    refitted : bool
-        Whether the last layer was fitted again.
+    refitted : ClassificationResult or None
+        Of the given model with nothing done but its last layer fitted again, in the same way: what the fitting brings
+        by itself. None where nothing was fitted.
     audits : (AuditResult, AuditResult) or None
         Of both models on the same cases.
     notes : tuple of str
@@ -46,7 +48,7 @@ class RepairResult:
     prototypes: tuple[int, int]
     judged_on: str
     shift: float | None
-    refitted: bool
+    refitted: ClassificationResult | None = None
     audits: tuple[AuditResult, AuditResult] | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -65,15 +67,16 @@ class RepairResult:
         made: list[dict[str, Any]] = [
             {"figure": "prototypes in use", "before": self.prototypes[0], "after": self.prototypes[1]}
         ]
-        pair = (self.before, self.after)
-        made.append(_row("accuracy", *((each.accuracy, each.interval) for each in pair)))
-        for name in ("balanced_accuracy", "ece"):
-            made.append(_row(name.replace("_", " "), *((getattr(each, name), None) for each in pair)))
+        sides = {"before": self.before, "refitted": self.refitted, "after": self.after}
+        known = {side: found for side, found in sides.items() if found is not None}
+        made.append(_row("accuracy", {side: (each.accuracy, each.interval) for side, each in known.items()}))
+        made.append(_row("balanced accuracy", {side: (each.balanced_accuracy, None) for side, each in known.items()}))
         if self.audits is not None:
             first, second = self.audits
             for name in first:
                 if name in second:
-                    made.append(_row(name, *((each[name].value, each[name].over_cases) for each in (first, second))))
+                    pair = {"before": first[name], "after": second[name]}
+                    made.append(_row(name, {side: (each.value, each.over_cases) for side, each in pair.items()}))
         return made
 
     def record(self) -> dict[str, Any]:
@@ -82,11 +85,11 @@ class RepairResult:
         return {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "changes": [change.to_dict() for change in self.changes],
-            "refitted": self.refitted,
             "judged_on": self.judged_on,
             "cases": self.after.n,
             "prototypes": list(self.prototypes),
             "accuracy": [self.before.accuracy, self.after.accuracy],
+            "accuracy_of_fitting_alone": None if self.refitted is None else self.refitted.accuracy,
             "right_only_after": better,
             "right_only_before": worse,
             "largest_change_of_a_score_by_merging": self.shift,
@@ -104,10 +107,10 @@ class RepairResult:
         for change in self.changes:
             lines.append(f"{change.action} {change.prototype} ({change.owner or 'no class'}): {change.reason}")
         lines += [""] if lines else ["nothing to repair"]
-        cells = [("", "before", "after")]
-        for row in self.rows():
-            cells.append((row["figure"], _shown(row, "before"), _shown(row, "after")))
-        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        sides = ("before", *(() if self.refitted is None else ("refitted",)), "after")
+        cells = [("", *("only refitted" if side == "refitted" else side for side in sides))]
+        cells += [(row["figure"], *(_shown(row, side) for side in sides)) for row in self.rows()]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
         lines += ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
         better, worse = self.switched
         lines.append(f"{self.judged_on}: {better} cases are right only after, {worse} only before")
@@ -116,17 +119,17 @@ class RepairResult:
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
 
-def _row(name: str, *pairs: tuple[float | None, tuple[float, float] | None]) -> dict[str, Any]:
+def _row(name: str, sides: Mapping[str, tuple[float | None, tuple[float, float] | None]]) -> dict[str, Any]:
     row: dict[str, Any] = {"figure": name}
-    for side, (value, interval) in zip(("before", "after"), pairs, strict=True):
+    for side, (value, interval) in sides.items():
         row[side] = value
         row[f"{side}_interval"] = None if interval is None else list(interval)
     return row
 
 
 def _shown(row: dict[str, Any], side: str) -> str:
-    value, interval = row[side], row.get(f"{side}_interval")
+    value, interval = row.get(side), row.get(f"{side}_interval")
     if value is None:
-        return "-"
+        return "-" if side in row else ""
     text = str(value) if isinstance(value, int) else f"{value:.4g}"
     return text if interval is None else f"{text} ({interval[0]:.3g} to {interval[1]:.3g})"
