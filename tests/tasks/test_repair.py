@@ -15,7 +15,8 @@ from protolearn.core.bank import PrototypeBank
 from protolearn.core.heads import ClassSoftmaxEvidence
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Cases, arrays, digits, features
-from protolearn.encoders import FeatureEncoder, SmallEncoder
+from protolearn.data.archive import archive
+from protolearn.encoders import FeatureEncoder, ImageEncoder, SmallEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.explain import explain
 from protolearn.explain.passes import run_over
@@ -343,6 +344,30 @@ def test_a_head_without_weights_is_not_fitted(model: PrototypeModel, quarters: t
 def part_of(cases: Cases) -> Cases:
     values = np.stack([cases[i].inputs.numpy().reshape(-1) for i in range(len(cases))])
     return features(values, cases.labels, classes=cases.classes, name="whole digits")
+
+
+@pytest.mark.slow
+def test_birds_without_their_background_prototypes_look_more_at_the_bird(shared_data: Path) -> None:
+    """Chosen by the boxes of the training pictures, seen in the test pictures."""
+    folder = shared_data / "cub_birds6" / "cub_birds6.zip"
+    train, test = archive(folder, "train"), archive(folder, "test")
+    weights = shared_data / "backbones" / "mobilenetv2_100_in1k.safetensors"
+    network: Any = {"mean": 0.5, "std": 0.5, "model_args": {"pad_type": "same"}}
+    encoder = ImageEncoder("mobilenetv2_100", weights=weights, size=112, **network)
+    rates = {"neck_rate": 3e-3, "prototype_rate": 3e-3, "head_rate": 1e-2, "encoder_rate": None}
+    settings = {"prototypes_per_class": 5, "dim": 32, "warm_epochs": 15, "project_at": (15,), "last_layer_epochs": 10}
+    method = get_method("protopnet")(**settings, **rates)
+    model = fit(method, train, encoder=encoder, quiet=True, device="cpu", seed=0, batch_size=32).model
+    how: Any = {"merge": False, "drop_dead": False, "drop_impure": False, "metrics": ["content_heat_share", "oirr"]}
+    result = repair(model, train, test, background=0.65, epochs=10, **how)
+    assert 3 <= len(result.of("banned")) < 30
+    assert all(change.reason.startswith("background: ") for change in result.changes)
+    assert result.audits is not None
+    before, after = result.audits
+    assert after["content_heat_share"].value > before["content_heat_share"].value
+    assert after["oirr"].value < before["oirr"].value
+    assert any("the background takes" in note for note in result.notes)
+    assert (result.model.bank.ownership[result.model.bank.usable] > 0).any(0).all()
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------

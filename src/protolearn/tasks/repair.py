@@ -115,7 +115,9 @@ def repair(
     notes: list[str] = []
     changes = ban_named(made, ban)
     if background is not None:
-        changes += _background(made, train, background, batch_size, quiet)
+        banned, even = _background(made, train, background, batch_size, quiet)
+        changes += banned
+        notes += even
     unmerged = copy.deepcopy(made, {id(made.encoder): made.encoder})
     twins: list[Change] = []
     if merge:
@@ -183,12 +185,15 @@ def _check(model: PrototypeModel, train: Cases, near: float, k: int, minimum: in
         raise UsageError("a repair needs the training cases, got none")
 
 
-def _background(model: PrototypeModel, train: Cases, limit: float, batch_size: int, quiet: bool) -> list[Change]:
-    """Ban prototypes that look at the background of the training cases."""
+def _background(
+    model: PrototypeModel, train: Cases, limit: float, batch_size: int, quiet: bool
+) -> tuple[list[Change], list[str]]:
+    """Ban prototypes that look at the background of the training cases; say how much of the pictures that is."""
     found = audit(model, train, metrics=[HEAT], batch_size=batch_size, quiet=quiet)[HEAT]
-    inside = found.per_prototype
-    assert inside is not None
-    return ban_background(model, 1.0 - inside, limit)
+    assert found.per_prototype is not None
+    area = found.extras.get("object's share of the picture, mean")
+    even = [] if area is None else [f"the background takes {1 - area:.0%} of the pictures, and of evenly spread heat"]
+    return ban_background(model, 1.0 - found.per_prototype, limit), even
 
 
 def _looked(
