@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
 import io
+import sys
 from typing import Any
 
 import numpy as np
@@ -311,14 +311,7 @@ def test_wrong_input_is_named() -> None:
 
 
 def test_a_missing_statsmodels_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **more: Any) -> Any:
-        if name.startswith("statsmodels"):
-            raise ImportError(name)
-        return real(name, *args, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "statsmodels.api", None)
     draw, a = drawn(60, 1)
     with pytest.raises(MissingExtra, match=r"protolearn\[association\]"):
         association_table([family(a)], (draw.random((60, 1)) < 0.5).astype(float), ["sick"])

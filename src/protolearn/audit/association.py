@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from protolearn.audit.association_result import Association, AssociationTable
-from protolearn.audit.logistic import effective_groups, fit_logistic, standardised
+from protolearn.audit.logistic import effective_groups, fit_logistic, standardised, the_statsmodels
 from protolearn.errors import DataError, UsageError, look_up
 
 CORRECTIONS = {"bonferroni": "bonferroni", "benjamini-hochberg": "fdr_bh"}
@@ -249,8 +249,7 @@ def _corrected(rows: list[Association], method: str, alpha: float) -> list[Assoc
     """Return the rows by p-value, corrected for all of them: what is not estimable was tried, and counts as p = 1."""
     if not rows:
         return rows
-    from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
-
+    multipletests = the_statsmodels("stats.multitest").multipletests
     found = multipletests([1.0 if row.p is None else row.p for row in rows], alpha=alpha, method=method)[1].tolist()
     made = [
         row if row.p is None else replace(row, corrected=float(value), significant=value <= alpha)

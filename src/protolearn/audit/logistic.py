@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,14 @@ def standardised(values: np.ndarray) -> np.ndarray:
     return np.where(flat, 0.0, centred / np.where(flat, 1.0, deviation))
 
 
+def the_statsmodels(part: str) -> Any:
+    """Return a module of statsmodels, which only the extra ``association`` brings."""
+    try:
+        return import_module(f"statsmodels.{part}")
+    except ImportError as error:
+        raise MissingExtra("statsmodels", "association", "testing associations") from error
+
+
 def fit_logistic(
     design: np.ndarray, y: np.ndarray, start: np.ndarray | None = None, groups: np.ndarray | None = None
 ) -> tuple[Any, str]:
@@ -57,11 +66,7 @@ def fit_logistic(
     >>> fit_logistic(x, np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]))
     (None, 'separated')
     """
-    try:
-        import statsmodels.api as sm  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtra("statsmodels", "association", "testing associations") from error
-    model = sm.Logit(y, design)
+    model = the_statsmodels("api").Logit(y, design)
     robust = {} if groups is None else {"cov_type": "cluster", "cov_kwds": {"groups": groups}}
     fitted = _newton(model, start, robust)
     if fitted is not None and float(np.abs(design @ fitted.params).max()) <= FAR:
