@@ -1,11 +1,12 @@
-"""Folding fine maps onto coarse grids, and laying tokens out on finer ones."""
+"""Folding fine maps onto coarse grids, laying tokens out on finer ones, and maps over pixels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
-from protolearn.core.maps import enlarge, fold_blocks
+from protolearn.core.maps import enlarge, fold_blocks, upsample_maps
 from protolearn.structures import Tokens
 
 
@@ -44,3 +45,13 @@ def test_tokens_without_places_stay_as_they_are() -> None:
     assert enlarge(masked, 2) is masked
     with pytest.raises(ValueError, match="whole number"):
         enlarge(loose, 0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((7, 7), (224, 224)), ((3, 5), (8, 21)), ((1, 4), (6, 2)), ((9, 9), (4, 4))]
+)
+def test_maps_are_upsampled_as_torch_does(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    want = functional.interpolate(maps, size=size, mode="bicubic")
+    torch.testing.assert_close(upsample_maps(maps, size), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(upsample_maps(maps[0, 0], size), want[0, 0], atol=1e-5, rtol=1e-5)

@@ -1,7 +1,10 @@
-"""Maps on other grids: a fine one folded onto a coarse grid, tokens laid out on a finer one."""
+"""Maps on other grids: a fine one folded onto a coarse grid, tokens laid out on a finer one, maps over pixels."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,6 +41,34 @@ def fold_blocks(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
         maps = F.interpolate(maps, size=size, mode="bilinear")
     # unfold lists channels first, then rows and columns of a block, as said above
     return F.unfold(maps, (rows, columns), stride=(rows, columns)).transpose(1, 2)
+
+
+def upsample_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge maps ``(..., h, w)`` to ``(..., H, W)`` by bicubic interpolation, as two small matrix products.
+
+    The values equal ``torch.nn.functional.interpolate(..., mode="bicubic")`` up to rounding, at a fraction of its time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> upsample_maps(torch.rand(2, 5, 7, 7), (8, 12)).shape
+    torch.Size([2, 5, 8, 12])
+    """
+    rows, columns = (bicubic_weights(int(c), int(f)).to(maps) for c, f in zip(maps.shape[-2:], size, strict=True))
+    return torch.einsum("yh,...hw->...yw", rows, maps) @ columns.T
+
+
+@lru_cache(maxsize=64)
+def bicubic_weights(coarse: int, fine: int) -> Tensor:
+    """Return ``(fine, coarse)``: the interpolation weights, read off torch's own interpolation of unit vectors.
+
+    Examples
+    --------
+    >>> bicubic_weights(3, 6).sum(1)
+    tensor([1., 1., 1., 1., 1., 1.])
+    """
+    units = torch.eye(coarse).view(coarse, 1, coarse, 1)
+    return F.interpolate(units, size=(fine, 1), mode="bicubic", align_corners=False).view(coarse, fine).T.contiguous()
 
 
 def enlarge(tokens: Tokens, factor: int) -> Tokens:
