@@ -169,6 +169,19 @@ def test_the_file_is_whole_and_says_what_the_table_says(
         found.save(tmp_path / "file" / "a.csv")
 
 
+def test_one_case_and_none(model: PrototypeModel, seen: np.ndarray, lone: int) -> None:
+    table = planted(seen, lone)
+    how: Any = {"only": ["planted", "noise"]}
+    found = associate(model, CASES.subset([1]), table, **how)
+    assert (found.table.rows, found.foretold, found.facts["cases"]) == ((), (), 1)
+    assert set(found.table.dropped) == {"planted", "noise"}
+    assert "Labels not tested" in found.text()
+    with pytest.raises(DataError, match="no row is of a case"):
+        associate(model, CASES.subset([]), table, **how)
+    with pytest.raises(DataError, match="two groups"):
+        associate(model, CASES.subset([1]), table, **how, group="patient")
+
+
 def test_wrong_names_are_suggested(model: PrototypeModel, seen: np.ndarray, lone: int) -> None:
     table = planted(seen, lone)
     with pytest.raises(UsageError, match="prototypes"):
