@@ -94,7 +94,7 @@ class Honesty:
             f"{_percent(self.inside)} of what the match reacts to; {_percent(self.share)} of it lies within "
             f"{_percent(self.covered(self.sensitive))} of the picture, and {reach} can play a part."
         )
-        return f"The outline misleads. {told}" if self.disagrees else told
+        return f"The outline and what the place sees disagree. {told}" if self.disagrees else told
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, without the map."""
