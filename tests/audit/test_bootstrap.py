@@ -1,4 +1,4 @@
-"""Intervals by resampling: cover what they should, repeat with a seed, and are absent where they would be empty talk."""
+"""Intervals by resampling: they cover what they should, repeat with a seed, and are absent where they say nothing."""
 
 from __future__ import annotations
 

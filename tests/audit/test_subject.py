@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from tests.audit.planted import planted, spots
 
 from protolearn.audit.subject import AdaptedSubject, Look, ModelSubject, finite_maps, subject_of
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.methods import get_method
-from tests.audit.planted import planted, spots
 
 
 def test_a_ledger_in_parts_is_the_whole_ledger(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from protolearn.cli.shared import check_positive, parts, say, say_json, the_model
 from protolearn.errors import UsageError
+
+if TYPE_CHECKING:
+    from protolearn.data import Cases
 
 
 def run_audit(args: Any) -> int:
@@ -26,10 +30,8 @@ def run_audit(args: Any) -> int:
     check_positive("draws", args.draws)
     model = the_model(args.model, args.device)
     train, test = parts(model, args.data, args.test)
-    if test is not None and args.marks:
-        test = _marked(test, args.marks)
     if args.marks:
-        train = _marked(train, args.marks)
+        train, test = _marked(train, test, args.marks)
     wanted = args.metrics if args.metrics in (ALL, QUICK) else [n.strip() for n in args.metrics.split(",") if n.strip()]
     found = audit(
         model,
@@ -55,13 +57,16 @@ def run_audit(args: Any) -> int:
     return 0
 
 
-def _marked(cases: Any, tables: list[str]) -> Any:
-    """Return cases with the boxes and key points of tables, or the masks of a folder."""
-    from pathlib import Path
-
+def _marked(train: Cases, test: Cases | None, tables: list[str]) -> tuple[Cases, Cases | None]:
+    """Return both parts with the boxes and key points of tables or the masks of a folder, where there are some."""
     from protolearn.data import MaskFolder, read_marks
+    from protolearn.data.annotations import checked_annotations
 
     folders = [table for table in tables if Path(table).is_dir()]
     if folders and len(tables) > 1:
         raise UsageError("give one folder of masks or several tables, not both")
-    return cases.with_annotations(MaskFolder(folders[0], cases.ids) if folders else read_marks(*tables))
+    every = [part for part in (train, test) if part is not None]
+    ids = [case for part in every for case in part.ids]
+    marks = MaskFolder(folders[0], ids) if folders else checked_annotations(read_marks(*tables), ids)
+    found = [part.with_annotations(marks) if any(case in marks for case in part.ids) else part for part in every]
+    return found[0], found[1] if len(found) > 1 else None
