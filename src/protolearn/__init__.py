@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it. To publish a name, add it here, in the block below and in __all__;
 # tests/test_package.py holds the three equal.
 _PUBLIC: dict[str, str] = {
+    "AuditResult": "protolearn.audit.result",
     "Explanation": "protolearn.structures",
     "ImageEncoder": "protolearn.encoders",
     "Output": "protolearn.structures",
@@ -40,6 +41,7 @@ _PUBLIC: dict[str, str] = {
 }
 
 if TYPE_CHECKING:
+    from protolearn.audit.result import AuditResult
     from protolearn.core.bank import PrototypeBank
     from protolearn.data import digits, load_cases
     from protolearn.encoders import ImageEncoder, SmallEncoder
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from protolearn.training.folder import load, save
 
 __all__ = [
+    "AuditResult",
     "Explanation",
     "ImageEncoder",
     "Output",

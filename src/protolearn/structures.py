@@ -270,8 +270,8 @@ class Output:
 class LedgerRow:
     """One prototype's part in one logit. ``contribution`` is evidence times weight.
 
-    Where a head adds up otherwise, ``parts`` says by name what the contribution is made of, and ``weight`` is only the
-    quotient.
+    Where a head adds up otherwise, ``parts`` says by name what the contribution is made of, or ``quotient`` is true,
+    and ``weight`` is only contribution divided by evidence.
     """
 
     prototype: int
@@ -285,6 +285,7 @@ class LedgerRow:
     owner: int | None
     source: Source | None
     parts: Mapping[str, float] = field(default_factory=dict)
+    quotient: bool = False
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,8 @@ class Explanation:
     """Why one case got one logit: rows in order of absolute contribution; their sum plus ``bias`` is the logit.
 
     ``rows`` holds every active prototype, so that the sum can be checked; ``top(n)`` gives the ones to show.
-    ``abstains`` says that nothing spoke for any class: ``predicted`` is then no answer.
+    ``abstains`` says that nothing spoke for any class: ``predicted`` is then no answer. ``score_name`` says what the
+    "logit" is, where the head's scores are none.
     """
 
     case: str
@@ -304,6 +306,7 @@ class Explanation:
     probability: float
     rows: tuple[LedgerRow, ...]
     abstains: bool = False
+    score_name: str = "logit"
 
     @property
     def total(self) -> float:

@@ -663,3 +663,31 @@ def test_a_model_that_does_not_know_says_so(capsys: pytest.CaptureFixture[str], 
 
 def test_a_model_with_logits_never_abstains(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path) -> None:
     assert Told(capsys, "predict", folder, picture, "--json").json["predictions"][0]["abstains"] is False
+
+
+def test_audit(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    assert main(["audit", "--list"]) == 0
+    assert "consistency: share of prototypes" in capsys.readouterr().out
+    out = tmp_path / "audit"
+    assert main(["audit", str(folder), "digits", "--metrics", "quick", "--out", str(out), "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert "ProtoPNet on" in told and "not run:" in told and "consistency needs key points" in told
+    assert sorted(f.name for f in out.iterdir()) == [
+        "audit.html", "audit.json", "cases.csv", "metrics.csv", "prototypes.csv",
+    ]  # fmt: skip
+    marks = tmp_path / "parts.csv"
+    rows = [f"{case},middle,3.5,3.5,1" for case in digits("test").ids]
+    marks.write_text("\n".join(["id,part,x,y,visible", *rows]) + "\n")
+    command = ["audit", str(folder), "digits", "--metrics", "consistency,stability", "--marks", str(marks), "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["metrics"]) == {"consistency", "stability"}
+    assert found["facts"]["key_points"] == ["middle"]
+    for wrong, code, words in (
+        (["audit"], 2, "takes the folder of a model"),
+        (["audit", str(folder), "digits", "--metrics", "stabilty"], 2, "did you mean 'stability'"),
+        (["audit", str(folder), "digits", "--metrics", "consistency"], 2, "without it, look at"),
+        (["audit", str(folder), "digits", "--draws", "0"], 2, "draws must be at least 1"),
+    ):
+        assert main(wrong) == code
+        assert words in capsys.readouterr().err

@@ -17,6 +17,8 @@ import pytest
 
 from protolearn.core.model import PrototypeModel
 from protolearn.explain import report, save_explanation
+from protolearn.explain.audit_page import save_audit
+from protolearn.tasks.audit import audit
 
 CHECK = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><pre id="out"></pre><script>
 const widths = [390, 820, 1280], found = {}
@@ -26,6 +28,7 @@ function look(width, page) {
     frame.style = `width:${width}px;height:900px;border:0`
     frame.onload = () => {
       const d = frame.contentDocument, images = [...d.images]
+      d.querySelectorAll('details').forEach(e => e.open = true)
       const seen = e => { for (let p = e.parentElement; p; p = p.parentElement)
         if (getComputedStyle(p).overflowX === 'auto') return true; return false }
       const beyond = e => !seen(e) && e.getBoundingClientRect().right > width + 1
@@ -77,8 +80,10 @@ def test_pages_in_a_browser(model: PrototypeModel, parts: Any, tmp_path: Path, s
     long = "a_class_with_a_name_that_goes_on_and_on_" + "x" * 60
     train.classes = test.classes = model.classes = (long, *train.classes[1:])
     model.bank.sources[2] = None
-    pages = ["report.html", "one.html"]
-    report(model, train, test, tmp_path / pages[0], quiet=True)
+    pages = ["report.html", "one.html", "audit.html"]
+    found = audit(model, test, train, metrics="quick")
+    report(model, train, test, tmp_path / pages[0], audited=found, quiet=True)
+    save_audit(found, tmp_path / pages[2])
     save_explanation(model, test, 0, tmp_path / pages[1], sources=train)
     (tmp_path / "check.html").write_text(CHECK.replace("PAGES", json.dumps(pages)))
     address, asked = served
@@ -98,10 +103,10 @@ def test_pages_in_a_browser(model: PrototypeModel, parts: Any, tmp_path: Path, s
         width = int(re.search(r"\d+$", name)[0])  # type: ignore[index]
         assert seen["scroll"] <= width, (name, seen)
         assert seen["wide"] == [], (name, seen)
-        assert seen["images"] > 10
+        assert seen["images"] > 10 or name.startswith("audit")
         assert seen["broken"] == 0
         assert seen["asked"] == [], (name, seen)
         assert seen["height"] > 500
-    assert set(asked) <= {"/check.html", "/report.html", "/one.html"}
+    assert set(asked) <= {"/check.html", "/report.html", "/one.html", "/audit.html"}
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []

@@ -15,7 +15,15 @@ from protolearn.core.heads import Head, LinearEvidence
 from protolearn.core.measures import cosine, squared_l2
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import DataError, UsageError
-from protolearn.explain import PictureList, contrast, explain, explain_each, explanation_dict, write_explanations
+from protolearn.explain import (
+    PictureList,
+    contrast,
+    explain,
+    explain_each,
+    explanation_dict,
+    save_explanation,
+    write_explanations,
+)
 from protolearn.explain.passes import labels_for, run_over
 from protolearn.structures import Explanation, Tokens
 
@@ -249,3 +257,25 @@ def test_sizes_and_places_travel_with_a_batch(model: PrototypeModel, parts: Any)
     seen = list(run_over(model, parts[1], [5, 3, 1], batch_size=2))
     assert [s.indices for s in seen] == [[5, 3], [1]]
     assert seen[0].sizes == [(8, 8), (8, 8)]
+
+
+def test_a_score_is_called_what_it_is(tmp_path: Path) -> None:
+    """A tree's ledger sums to a probability, and its contributions are no products."""
+    from protolearn.data import digits
+    from protolearn.encoders import SmallEncoder
+    from protolearn.methods import get_method
+
+    cases = digits("test").subset(range(2))
+    for slug, word, product in (("prototree", "probability", False), ("protopnet", "logit", True)):
+        cls = get_method(slug)
+        model = cls(depth=3) if slug == "prototree" else cls(prototypes_per_class=1)
+        built = model.build(SmallEncoder(), 10)
+        found = explain(built, cases)[0]
+        assert found.score_name == word
+        assert all(row.quotient != product for row in found.rows)
+        html = save_explanation(built, cases, 0, tmp_path / f"{slug}.html").read_text(encoding="utf-8")
+        assert f"<b>{word} " in html
+        assert ("times the weight" in html) == product
+        assert ("×" in html) == product
+        if not product:
+            assert ">logit<" not in html

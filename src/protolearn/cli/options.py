@@ -204,6 +204,25 @@ def _verify(parser: Any) -> None:
     _running(parser)
 
 
+def _audit(parser: Any) -> None:
+    parser.add_argument("model", nargs="?", help="folder of a model")
+    parser.add_argument("data", nargs="?", help=f"the training data: {DATA}")
+    parser.add_argument("--test", help="other data to judge by, instead of the held-out part of DATA")
+    parser.add_argument(
+        "--metrics", default="all", help="all, quick (without those that run many altered pictures), or names: a,b,c"
+    )
+    parser.add_argument("--list", action="store_true", help="say what every metric measures and needs, and stop")
+    parser.add_argument(
+        "--marks", nargs="+", metavar="FILE", help="tables of key points or boxes, or one folder of masks"
+    )
+    parser.add_argument("--outside", metavar="DATA", help="data of none of the model's classes, for its refusals")
+    parser.add_argument("--twin", metavar="MODEL", help="the same model trained with another seed")
+    parser.add_argument("--draws", type=int, default=1, help="of noise for each case (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, baselines and resampling (default: 0)")
+    parser.add_argument("--out", help="folder for page, JSON and tables (default: print a table)")
+    _running(parser)
+
+
 def _methods(parser: Any) -> None:
     parser.add_argument("name", nargs="?", help="one method: its paper and all its settings")
 
@@ -284,6 +303,19 @@ COMMANDS: dict[str, Command] = {
         """,
         "use",
         _verify,
+    ),
+    "audit": Command(
+        "measure what a model's explanations are worth: faithful, stable, on the object, small, honest about doubt",
+        """
+        protolearn audit model photos/
+        protolearn audit model photos/ --marks parts.csv --out audit
+        protolearn audit model photos/ --metrics consistency,stability --draws 5 --json
+        protolearn audit --list
+        """,
+        "audit",
+        _audit,
+        more="Metrics that the data do not allow are listed with what they need and what can stand in for them. The "
+        "model is not changed.",
     ),
     "methods": Command(
         "list the methods: paper, area, whether verified and against what",

@@ -25,12 +25,15 @@ class Head(nn.Module, ABC):
     ----------
     reads : tuple of str
         Fields of ``Output`` that the logits are made of.
+    score_name : str
+        What its scores are called in an explanation: "logit", "probability" where they are some, "score" else.
     sized_apart : tuple of str
         Parameters and buffers whose size follows neither from the settings nor from the number of prototypes, such as
         the leaves of a pruned tree; a saved state says it.
     """
 
     sized_apart: ClassVar[tuple[str, ...]] = ()
+    score_name: ClassVar[str] = "logit"
     reads: ClassVar[tuple[str, ...]] = ("evidence",)
 
     @abstractmethod
@@ -295,6 +298,8 @@ class NearestOfClass(Head):
     >>> head(evidence), head.contributions(evidence)[0, 0]
     (tensor([[0.6000, 0.4000]]), tensor([0.0000, 0.6000, 0.0000]))
     """
+
+    score_name: ClassVar[str] = "score"
 
     owner: Tensor
 

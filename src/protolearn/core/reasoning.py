@@ -13,7 +13,7 @@ is one number ``r_cp = R+_cp / (R+_cp + R-_cp)``, and how much it cares is anoth
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,8 @@ class Reasoning(Head):
     >>> torch.allclose(head.contributions(d).sum(2) + head.offset(), head(d))
     True
     """
+
+    score_name: ClassVar[str] = "score"
 
     def __init__(self, theta: Tensor, *, clip: float = 0.0) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ rewards few large scores and by a small step towards 0 after each update.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class ScoringSheet(Head):
     >>> sheet(torch.tensor([[0.5, 1.0]]))
     tensor([[1., 1.]], grad_fn=<MmBackward0>)
     """
+
+    score_name: ClassVar[str] = "score"
 
     def __init__(self, raw: Tensor, *, power: float = 2.0, shrink: float = 1e-3, clip: float = 0.0) -> None:
         super().__init__()

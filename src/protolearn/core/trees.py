@@ -9,7 +9,7 @@ How a tree is stored, and the ways through it, are in :mod:`~protolearn.core.rou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -101,6 +101,8 @@ class TreeHead(Head):
     (tensor([0.5000, 0.5000]), tensor([[[-0.3000],
              [ 0.3000]]]))
     """
+
+    score_name: ClassVar[str] = "probability"
 
     left: Tensor
     right: Tensor

@@ -129,6 +129,8 @@ class Votes(Head):
     tensor([[0.3333, 0.6667]])
     """
 
+    score_name: ClassVar[str] = "probability"
+
     reads: ClassVar[tuple[str, ...]] = ("similarities",)
 
     def __init__(

@@ -407,7 +407,7 @@ class _Card:
             self.y += 18
         heading = f"Why {name}" if first else f"Runner-up: {name}"
         x = self.words(self.left, self.y, heading, 23, width=640, bold=True)
-        self.words(x + 14, self.y + 6, f"logit {number(e.logit)}", 18, SOFT)
+        self.words(x + 14, self.y + 6, f"{e.score_name} {number(e.logit)}", 18, SOFT)
         self.y += 36
         t, g = self.THUMB, self.GAP
         columns = [self.left, self.left + t + g, self.left + 2 * t + g + 62, self.left + 3 * t + 2 * g + 62]
@@ -477,7 +477,7 @@ class _Card:
             words = signed(value)
             x = self.words(x, self.y, words if k == 0 else f"{words[0]} {words[1:]}", 20) + 7
             x = self.words(x, self.y + 3, f"({what})", 16, SOFT) + 14
-        self.words(x, self.y - 2, f"=  logit {number(e.logit)}", 22, bold=True)
+        self.words(x, self.y - 2, f"=  {e.score_name} {number(e.logit)}", 22, bold=True)
         self.y += 34
 
     def side_panel(self, arguments: Sequence[Explanation]) -> None:
@@ -494,7 +494,7 @@ class _Card:
             y += 54
         if len(arguments) == 2:
             a, b = arguments
-            self.words(x, y, f"logits {number(a.logit)} and {number(b.logit)}:", 16, SOFT)
+            self.words(x, y, f"{a.score_name} {number(a.logit)} and {number(b.logit)}:", 16, SOFT)
             ahead = "ahead" if a.logit >= b.logit else "behind"
             self.words(x, y + 21, f"{ahead} by {number(abs(a.logit - b.logit))}", 16, SOFT)
             y += 54
@@ -534,11 +534,20 @@ def origin(source: Source | None) -> str:
 
 def contribution_is(rows: Sequence[LedgerRow]) -> str:
     """Return what contributions are made of, as the head of their column."""
-    return " + ".join(rows[0].parts) if rows and rows[0].parts else "similarity × weight = contribution"
+    if rows and rows[0].parts:
+        return " + ".join(rows[0].parts)
+    return "contribution, by similarity" if rows and rows[0].quotient else "similarity × weight = contribution"
+
+
+def weighed(e: Explanation) -> bool:
+    """Say whether contributions are similarity times weight."""
+    return not any(row.quotient or row.parts for row in e.rows)
 
 
 def made_of(row: LedgerRow) -> str:
     """Return what a contribution is made of, in numbers."""
+    if row.quotient and not row.parts:
+        return f"similarity {number(row.similarity)}"
     return " ".join(map(signed, row.parts.values())) or f"{number(row.similarity)} × {signed(row.weight)}"
 
 

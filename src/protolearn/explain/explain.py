@@ -220,6 +220,7 @@ def explain_seen(
                         bias=float(ledger.offset[c]),
                         probability=float(probabilities[b, c]),
                         abstains=unknown[b],
+                        score_name=output.head.score_name,
                         rows=ledger.rows(
                             output,
                             b,
@@ -245,8 +246,8 @@ class Ledger:
         self.owners: list[int] = bank.owner().tolist()
         self.usable = bank.usable.cpu()
         self.sources = bank.sources
-        weight = weight_table(model)
-        self.weight = None if weight is None else weight.double().cpu()
+        weight = model.head.per_unit(len(bank), bank.usable)
+        self.weight = None if weight is None else weight.detach().double().cpu()
 
     def rows(
         self,
@@ -296,6 +297,7 @@ class Ledger:
                     owner=owner if owner >= 0 else None,
                     source=self.sources[p],
                     parts={name: float(values[p]) for name, values in parts.items()},
+                    quotient=self.weight is None,
                 )
             )
         return tuple(made)

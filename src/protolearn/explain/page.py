@@ -32,6 +32,8 @@ from protolearn.explain.passes import whole_file
 from protolearn.structures import Explanation, LedgerRow
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+WEIGHTED = "How similar the two are, times the weight the class gives the prototype, is the contribution."
+UNWEIGHTED = "What the likeness adds to the class score is the contribution; it depends on the other likenesses too."
 NUMBERS = "The cases are numbers, not pictures, so nothing is drawn: a part is named by its token, counted from 0. "
 
 
@@ -160,15 +162,19 @@ def whole(picture: Image.Image, alt: str, side: int) -> str:
     return image(View(picture).thumbnail(side), alt, lossless=max(picture.size) <= 64, cls="photo")
 
 
-def how_to_read(pictured: bool = True, *, decoded: bool = False) -> str:
-    """Return how an explained prediction is read; ``decoded`` if prototypes are shown as a decoder makes them."""
+def how_to_read(pictured: bool = True, *, decoded: bool = False, weighted: bool = True) -> str:
+    """Return how an explained prediction is read.
+
+    ``decoded`` if prototypes are shown as a decoder makes them, ``weighted`` if a contribution is similarity times
+    weight.
+    """
     noun = "picture" if pictured else "case"
     if decoded:
         return (
             "<p>Each row compares this whole picture with a <em>prototype</em>, shown as the model's decoder makes it. "
             "It is no training case; the training case nearest to it is beside it. How similar the two are, times the "
-            "weight the class gives the prototype, is the contribution; all contributions add up to the class score, "
-            "the logit. Where the sign of likeness is struck through, being far from the prototype speaks for the "
+            "weight the class gives the prototype, is the contribution; all contributions add up to the class score. "
+            "Where the sign of likeness is struck through, being far from the prototype speaks for the "
             'class. <span class="plus">Blue, plus, solid</span> speaks for the class; '
             '<span class="minus">orange, minus, hatched</span> against it.</p>'
         )
@@ -178,8 +184,8 @@ def how_to_read(pictured: bool = True, *, decoded: bool = False) -> str:
     )
     return (
         f"<p>Each row says: <em>this part of this {noun}</em> looks like <em>that part of a training {noun}</em>. "
-        "How similar the two are, times the weight the class gives the prototype, is the contribution; all "
-        "contributions (and the bias, where there is one) add up to the class score, the logit. "
+        f"{WEIGHTED if weighted else UNWEIGHTED} All contributions (and the bias, where there is one) add up to the "
+        "class score. "
         f"{marks if pictured else NUMBERS}"
         '<span class="plus">Blue, plus, solid</span> speaks for the class; '
         '<span class="minus">orange, minus, hatched or dashed</span> against it.</p>'
@@ -221,7 +227,10 @@ def explained_prediction(
         f'<td class="n">{number(a.logit)}</td></tr><tr class="under"><td colspan="3">{_bar(a.probability)}</td></tr>'
         for a in arguments
     )
-    head = '<tr><td></td><th scope="col" class="n">probability</th><th scope="col" class="n">logit</th></tr>'
+    head = (
+        '<tr><td></td><th scope="col" class="n">probability</th>'
+        f'<th scope="col" class="n">{"score" if e.score_name == "probability" else e.score_name}</th></tr>'
+    )
     left.append(f'<table class="scores"><thead>{head}</thead><tbody>{rows}</tbody></table>')
     right = [_argument(painter, picture, e, most, scale, f"Why {names[e.target]}")]
     if runner_up is not None:
@@ -248,7 +257,8 @@ def _argument(
         f"{signed(value) if k == 0 else _spaced(value)} <span class='soft small'>({what})</span>"
         for k, (value, what) in enumerate(summands(e, len(rows)))
     ]
-    return f"<h4>{text(heading)}</h4>{ledger}<p class='sum'>{' '.join(parts)} = <b>logit {number(e.logit)}</b></p>"
+    total = f"<b>{text(e.score_name)} {number(e.logit)}</b>"
+    return f"<h4>{text(heading)}</h4>{ledger}<p class='sum'>{' '.join(parts)} = {total}</p>"
 
 
 def _row(painter: Painter, picture: Image.Image | None, e: Explanation, row: LedgerRow, scale: float) -> str:

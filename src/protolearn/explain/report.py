@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, gather
 from protolearn.explain.lettering import number, percent
 from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
+from protolearn.explain.sections.audits import audits
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
 from protolearn.explain.sections.record import about, data, training
@@ -25,6 +27,7 @@ def report(
     test: CaseList | None = None,
     path: str | Path = "report.html",
     *,
+    audited: AuditResult | None = None,
     most: int = 120,
     examples: int = 3,
     batch_size: int = 64,
@@ -43,6 +46,8 @@ def report(
         What the model is judged by; without it the training cases are, and the report says so.
     path : path
         The file; written under a temporary name and renamed.
+    audited : AuditResult, optional
+        What ``protolearn.audit`` found of this model: a section of its own.
     most : int
         Prototypes shown with pictures, spread evenly over the classes; the report says how many there are.
     examples : int
@@ -82,10 +87,11 @@ def report(
         raise UsageError(f"most and examples must not be negative, got {most} and {examples}")
     found = survey(model, train, test, neighbours=NEIGHBOURS + 1, batch_size=batch_size, device=device, quiet=quiet)
     known = gather(model, train, test, found, most=most, examples=examples)
-    return write_text(path, _document(known))
+    return write_text(path, _document(known, audited))
 
 
-def _document(known: Gathered) -> str:
+def _document(known: Gathered, audited: AuditResult | None) -> str:
+    cards = frozenset(int(known.bank.ids[row]) for row in known.chosen)
     pieces = [
         ("example", "How to read it", example(known)),
         ("model", "The model", about(known)),
@@ -94,6 +100,7 @@ def _document(known: Gathered) -> str:
         ("scores", "How good it is", scores(known)),
         ("prototypes", "Prototypes", prototypes(known)),
         ("predictions", "Predictions", predictions(known)),
+        ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),
         ("attention", "Worth a look", attention(known)),
         ("limits", "What this cannot tell", limits(known)),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
 from protolearn.explain.decode import decodes_pictures
-from protolearn.explain.draw import Painter, SourcePictures, explanation_picture, verdict
+from protolearn.explain.draw import Painter, SourcePictures, explanation_picture, verdict, weighed
 from protolearn.explain.explain import contrast, explanation_dict
 from protolearn.explain.page import explained_prediction, how_to_read, page, write_text
 from protolearn.explain.passes import CaseList, picture_of, pictured, whole_file
@@ -67,7 +67,8 @@ def explanation_html(
     names = painter.model.classes
     title = f"{verdict(explanation, names)}: {explanation.case}"
     told = explained_prediction(painter, picture, explanation, runner_up, most=most)
-    top = f"<h1>Why this prediction?</h1>{how_to_read(picture is not None, decoded=decodes_pictures(painter.model))}"
+    reading = how_to_read(picture is not None, decoded=decodes_pictures(painter.model), weighted=weighed(explanation))
+    top = f"<h1>Why this prediction?</h1>{reading}"
     body = f"<header><div>{top}</div></header><main>{told}</main>"
     return page(title, body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from protolearn.explain.decode import decodes_pictures
+from protolearn.explain.draw import weighed
 from protolearn.explain.gathered import Gathered
 from protolearn.explain.page import explained_prediction, how_to_read, short, table, text
 from protolearn.explain.passes import picture_of
@@ -14,9 +15,9 @@ def example(known: Gathered) -> str:
     if not chosen or known.cases is None:
         return "<p>There is no case to explain.</p>"
     i, explanation, runner_up = chosen[0]
-    return how_to_read(known.pictured, decoded=decodes_pictures(known.model)) + explained_prediction(
-        known.painter, picture_of(known.cases, i), explanation, runner_up, most=3
-    )
+    return how_to_read(
+        known.pictured, decoded=decodes_pictures(known.model), weighted=weighed(explanation)
+    ) + explained_prediction(known.painter, picture_of(known.cases, i), explanation, runner_up, most=3)
 
 
 def predictions(known: Gathered) -> str:

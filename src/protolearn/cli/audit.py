@@ -1,0 +1,72 @@
+"""``audit``: what a model's explanations are worth, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protolearn.cli.shared import check_positive, parts, say, say_json, the_model
+from protolearn.errors import UsageError
+
+if TYPE_CHECKING:
+    from protolearn.data import Cases
+
+
+def run_audit(args: Any) -> int:
+    """Run the metrics the data allow; print a table or write a folder."""
+    from protolearn.audit.metric import METRICS
+    from protolearn.data import load_cases
+    from protolearn.explain.audit_page import save_audit_folder
+    from protolearn.tasks.audit import ALL, QUICK, audit
+
+    if args.list:
+        for name, cls in METRICS.items():
+            needs = f" (needs: {', '.join(cls.about.needs)})" if cls.about.needs else ""
+            say(f"{name}: {cls.about.variant}{needs}")
+        return 0
+    if args.model is None or args.data is None:
+        raise UsageError("audit takes the folder of a model and its data: protolearn audit MODEL DATA")
+    check_positive("batch-size", args.batch_size)
+    check_positive("draws", args.draws)
+    model = the_model(args.model, args.device)
+    train, test = parts(model, args.data, args.test)
+    if args.marks:
+        train, test = _marked(train, test, args.marks)
+    wanted = args.metrics if args.metrics in (ALL, QUICK) else [n.strip() for n in args.metrics.split(",") if n.strip()]
+    found = audit(
+        model,
+        train if test is None else test,
+        train,
+        metrics=wanted,
+        outside=None if args.outside is None else load_cases(args.outside, labelled=False),
+        twin=None if args.twin is None else the_model(args.twin, args.device),
+        seed=args.seed,
+        draws=args.draws,
+        batch_size=args.batch_size,
+        quiet=args.quiet or args.json,
+    )
+    files = [] if args.out is None else [str(path) for path in save_audit_folder(found, args.out)]
+    if args.json:
+        say_json({"model": args.model, **found.to_dict(), "files": files})
+        return 0
+    if test is None:
+        say("judged on the training cases, which the model has seen: give --test for an honest audit", args.quiet)
+    say(found.table())
+    if files:
+        say(f"{files[0]}: open it in a browser; {len(files)} files in {args.out}/", args.quiet)
+    return 0
+
+
+def _marked(train: Cases, test: Cases | None, tables: list[str]) -> tuple[Cases, Cases | None]:
+    """Return both parts with the boxes and key points of tables or the masks of a folder, where there are some."""
+    from protolearn.data import MaskFolder, read_marks
+    from protolearn.data.annotations import checked_annotations
+
+    folders = [table for table in tables if Path(table).is_dir()]
+    if folders and len(tables) > 1:
+        raise UsageError("give one folder of masks or several tables, not both")
+    every = [part for part in (train, test) if part is not None]
+    ids = [case for part in every for case in part.ids]
+    marks = MaskFolder(folders[0], ids) if folders else checked_annotations(read_marks(*tables), ids)
+    found = [part.with_annotations(marks) if any(case in marks for case in part.ids) else part for part in every]
+    return found[0], found[1] if len(found) > 1 else None

@@ -1,0 +1,188 @@
+"""One call audits any model: deterministic, without changing it, and it refuses what the data do not allow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from protolearn.audit.metric import METRICS, Metric, Score, Seen, make_metric
+from protolearn.audit.result import AuditResult
+from protolearn.core.model import PrototypeModel
+from protolearn.data import Annotation, arrays, digits
+from protolearn.encoders import SmallEncoder
+from protolearn.errors import DataError, ProtolearnError, UsageError
+from protolearn.explain.audit_page import save_audit, save_audit_folder
+from protolearn.methods import get_method
+from protolearn.tasks.audit import audit
+from protolearn.tasks.marks import marks_of
+
+PART_METRICS = ["consistency", "stability"]
+
+
+@pytest.fixture(scope="module")
+def model() -> PrototypeModel:
+    model = get_method("protopnet")(prototypes_per_class=2).build(SmallEncoder(), 10)
+    model.classes = digits("test").classes
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def cases() -> Any:
+    """Twenty digits with two key points and a mask each."""
+    part = digits("test").subset(range(20))
+    marks = {}
+    for i, case in enumerate(part.ids):
+        width, height = part.picture(i).size
+        mask = np.zeros((height, width), np.uint8)
+        mask[1 : height - 1, 1 : width - 1] = 1
+        points = np.array([[width / 2, height / 2, 1.0], [1.0, 1.0, float(i % 2)]])
+        marks[case] = Annotation(points=points, point_names=("middle", "corner"), mask=mask)
+    return part.with_annotations(marks)
+
+
+def same(a: AuditResult, b: AuditResult) -> bool:
+    return json.loads(a.to_json()) == json.loads(b.to_json())
+
+
+def test_the_same_seed_the_same_figures_whatever_the_batches(model: PrototypeModel, cases: Any) -> None:
+    first = audit(model, cases, metrics=PART_METRICS, seed=3)
+    assert same(first, audit(model, cases, metrics=PART_METRICS, seed=3))
+    other = audit(model, cases, metrics=PART_METRICS, seed=3, batch_size=7)
+    for name in PART_METRICS:
+        assert other[name].value == pytest.approx(first[name].value, abs=1e-9)
+    alone = audit(model, cases, metrics=["stability"], seed=3)
+    assert alone["stability"].over_cases == first["stability"].over_cases  # no metric draws from another's generator
+
+
+def test_noise_of_nothing_changes_nothing(model: PrototypeModel, cases: Any) -> None:
+    assert audit(model, cases, metrics=["stability"], noise=0.0, draws=2)["stability"].value == 100.0
+
+
+def test_the_model_is_left_as_it_was(model: PrototypeModel, cases: Any) -> None:
+    model.train()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    audit(model, cases, metrics="quick")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    model.eval()
+
+
+class Meddling(Metric):
+    """A metric that changes what it measures."""
+
+    about = METRICS["consistency"].about
+
+    def update(self, seen: Seen) -> None:
+        self.setting.subject.module.bank.vectors.add_(1e-3)
+
+    def result(self) -> Score:
+        return Score(1.0)
+
+
+def test_figures_of_a_meddling_metric_are_withheld(cases: Any) -> None:
+    victim = get_method("protopnet")(prototypes_per_class=1).build(SmallEncoder(), 10)
+    victim.classes = cases.classes
+    with pytest.raises(ProtolearnError, match="changed the model"):
+        audit(victim, cases, metrics=[Meddling()])
+
+
+def test_what_is_missing_is_named_with_what_can_stand_in(model: PrototypeModel) -> None:
+    bare = digits("test").subset(range(8))
+    with pytest.raises(UsageError, match=r"consistency needs key points .*; without it, look at 'continuity'"):
+        audit(model, bare, metrics=["consistency"])
+    found = audit(model, bare, metrics="quick")
+    refused = {each.about.name: each.reason for each in found.refused}
+    assert set(PART_METRICS) <= set(refused)
+    for each in found.refused:
+        assert set(each.about.instead) <= set(METRICS), each.about.name
+        assert all("points" not in METRICS[name].about.needs for name in each.about.instead)
+    with pytest.raises(UsageError, match="consistency needs key points"):
+        found["consistency"]
+    with pytest.raises(UsageError, match="did you mean 'consistency'"):
+        found["consistencies"]
+
+
+def test_wrong_requests(model: PrototypeModel, cases: Any) -> None:
+    with pytest.raises(UsageError, match="did you mean 'stability'"):
+        audit(model, cases, metrics=["stabilty"])
+    with pytest.raises(UsageError, match="did you mean 'threshold'"):
+        make_metric("consistency", treshold=1)
+    with pytest.raises(UsageError, match="asked for twice"):
+        audit(model, cases, metrics=["stability", make_metric("stability", half_side=3)])
+    with pytest.raises(UsageError, match="needs cases, got none"):
+        audit(model, cases.subset([]))
+    with pytest.raises(UsageError, match="draws must be"):
+        audit(model, cases, draws=0)
+    with pytest.raises(UsageError, match="same cases in the same order"):
+        audit(model, cases, shifted=cases.subset(range(19, -1, -1)), metrics=["consistency"])
+    with pytest.raises(UsageError, match="wrap another model"):
+        audit(torch.nn.Linear(1, 1), cases)
+
+
+def test_unlabelled_and_single_cases(model: PrototypeModel, cases: Any) -> None:
+    one = audit(model, cases.subset([0]), metrics=PART_METRICS)
+    assert one["consistency"].value is not None and one["consistency"].over_cases is None
+    unlabelled = arrays(np.zeros((3, 8, 8), np.uint8), np.full(3, -1), classes=list(cases.classes))
+    found = audit(model, unlabelled, metrics="quick")
+    assert found.classified.accuracy is None
+    assert {each.about.name for each in found.refused} >= set(PART_METRICS)
+
+
+def test_marks_that_do_not_fit_are_refused(model: PrototypeModel, cases: Any) -> None:
+    first = cases.ids[0]
+
+    def marked(**fields: Any) -> Any:
+        return cases.with_annotations({first: Annotation(**fields)})
+
+    far = marked(points=np.array([[400.0, 2.0, 1.0]]), point_names=("beak",))
+    with pytest.raises(DataError, match=f"{first}: the key point 'beak' lies at .* outside the picture"):
+        audit(model, far, metrics=["consistency"])
+    hidden = marked(points=np.array([[400.0, 2.0, 0.0], [1, 1, 1]]), point_names=("beak", "tail"))
+    assert audit(model, hidden, metrics=["consistency"])["consistency"].counts["parts never visible"] == 1
+    width, height = cases.picture(0).size
+    small = marked(mask=np.ones((height - 1, width), np.uint8))
+    with pytest.raises(DataError, match=f"{first}: the mask is"):
+        marks_of(small, [0], [(width, height)], (32, 32), model.encoder.preprocess, (), objects=True)
+    empty = marks_of(
+        marked(mask=np.zeros((height, width), np.uint8)), [0], [(width, height)], (32, 32), None, (), objects=True
+    )
+    assert empty.known is not None and not empty.known.any()
+
+
+def test_points_and_regions_follow_the_encoders_crop() -> None:
+    from protolearn.data.transforms import Preprocess
+
+    picture = Image.new("RGB", (200, 100))
+    held = arrays(np.asarray(picture)[None], np.zeros(1, np.int64), classes=["a"], ids=["one"])
+    points = np.array([[100.0, 25.0, 1.0], [10.0, 50.0, 1.0]])
+    mask = np.zeros((100, 200), np.uint8)
+    mask[:50, 50:150] = 7
+    held = held.with_annotations({"one": Annotation(points=points, point_names=("mid", "left"), mask=mask)})
+    crop = Preprocess(size=(40, 40), resize="crop")
+    marks = marks_of(held, [0], [(200, 100)], (40, 40), crop, ("mid", "left"), objects=True)
+    assert torch.allclose(marks.points[0, 0], torch.tensor([0.5, 0.25]))
+    assert marks.visible.tolist() == [[True, False]]  # the left one was cropped away
+    assert marks.objects is not None and marks.objects[0, :20].all() and not marks.objects[0, 20:].any()
+
+
+def test_it_is_written_whole_in_every_form(model: PrototypeModel, cases: Any, tmp_path: Path) -> None:
+    found = audit(model, cases, metrics=PART_METRICS)
+    files = save_audit_folder(found, tmp_path / "audit")
+    assert [f.name for f in files] == ["audit.html", "audit.json", "metrics.csv", "prototypes.csv", "cases.csv"]
+    read = json.loads(files[1].read_text())
+    assert read["metrics"]["consistency"]["value"] == found["consistency"].value
+    assert len(read["metrics"]["consistency"]["per_prototype"]) == 20
+    assert files[2].read_text().splitlines()[1].startswith("consistency,")
+    html = files[0].read_text()
+    assert "<script" not in html and "For people to judge" in html
+    for name in PART_METRICS:
+        assert f">{name}<" in html
+    assert "consistency" in found.table() and "accuracy" not in found.table().splitlines()[0]
+    with pytest.raises(UsageError, match="is written as"):
+        save_audit(found, tmp_path / "audit.pdf")
