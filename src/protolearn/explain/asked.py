@@ -193,6 +193,33 @@ def slopes(score: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     return found
 
 
+def noisy_slopes(
+    score: Callable[[Tensor], Tensor], inputs: Tensor, draws: int, noise: float, generator: torch.Generator
+) -> Tensor:
+    """Return ``(B, H, W)``: the size of the gradient summed over channels, averaged over noisy copies of the inputs.
+
+    Parameters
+    ----------
+    score : callable
+        ``(B, C, H, W) -> (B,)``, in eval mode.
+    inputs : Tensor
+        ``(B, C, H, W)``.
+    draws : int
+        Copies.
+    noise : float
+        Standard deviation as a share of each input's range; without noise one gradient is enough, and is taken.
+    generator : Generator
+        Of the noise, on the CPU; every input gets the same noise, so that what it gets does not depend on the others.
+    """
+    spread = noise * (inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)).view(-1, 1, 1, 1)
+    total = inputs.new_zeros(len(inputs), *inputs.shape[2:])
+    draws = draws if noise > 0 else 1
+    for _ in range(draws):
+        shaken = torch.randn(inputs.shape[1:], generator=generator).to(inputs) * spread
+        total += slopes(score, inputs + shaken).abs().sum(1)
+    return total / draws
+
+
 def best_places(model: PrototypeModel, inputs: Tensor, rows: Tensor) -> Tensor:
     """Return ``(B,)`` int64: where each input matches its prototype best, in eval mode."""
     with evaluating(model), torch.no_grad():

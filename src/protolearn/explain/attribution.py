@@ -13,7 +13,7 @@ other either, so :func:`protolearn.explain.faithfulness.compare_attributions` me
 | ``occlusion`` | how much the number falls when a window around it is covered (Zeiler and Fergus, 2014) |
 | ``grad_cam`` | the encoder's last map weighed by its mean gradient, enlarged; Selvaraju et al., 2017 |
 
-``grad_cam`` is not cut at 0, as it usually is: where a similarity rises as features shrink, nothing would be left of it.
+``grad_cam`` is not cut at 0 as it usually is: where a similarity rises as features shrink, nothing would be left.
 
 Prototypical relevance propagation (PRP) is not offered. It needs a rule for every layer, the comparison with the
 prototype included. Captum's LRP has rules for a few layer classes and none for a comparison, refuses a residual network
@@ -26,7 +26,8 @@ from ``saliency`` and ``grad_cam``. ``integrated_gradients`` and ``occlusion`` d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +43,9 @@ from protolearn.explain.asked import (
     asking,
     best_places,
     classes_of,
+    noisy_slopes,
     placed,
     rows_of,
-    slopes,
     sound,
 )
 from protolearn.explain.passes import device_of
@@ -82,9 +83,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = {"steps": self.steps, "draws": self.draws, "batch_size": self.batch_size, "window": self.window or 1}
+        whole = {"steps": self.steps, "draws": self.draws, "batch_size": self.batch_size, "window": self.window}
         for name, value in whole.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
         if not self.noise >= 0 or not math.isfinite(self.noise):
             raise UsageError(f"noise must be a number of at least 0, got {self.noise}")
@@ -176,13 +177,13 @@ def attribute(
         assert target is not None
         what, rows = "logit", classes_of(model, target, len(inputs))
     asked = Asked(model, what, fixed=fixed)
-    generator = torch.Generator().manual_seed(settings.seed)
     found = [inputs.new_zeros(0, *inputs.shape[2:])]
     with asking(model):
         for start in range(0, len(inputs), settings.batch_size):
             part = slice(start, start + settings.batch_size)
             places = best_places(model, inputs[part], rows[part]) if what == "similarity" else rows[part]
-            found.append(make(_Job(asked, inputs[part], rows[part], places, settings, generator)).detach())
+            draw = torch.Generator().manual_seed(settings.seed)
+            found.append(make(_Job(asked, inputs[part], rows[part], places, settings, draw)).detach())
     return torch.cat(found)
 
 
@@ -204,7 +205,7 @@ def method_named(name: str) -> Callable[[_Job], Tensor]:
 
 def _captum() -> Any:
     try:
-        import captum.attr
+        import captum.attr  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtra("captum", "attribution", "attribution to pixels") from error
     return captum.attr
@@ -212,76 +213,54 @@ def _captum() -> Any:
 
 def _upsample(job: _Job) -> Tensor:
     model = job.asked.model
-    _grid(job)
     with torch.no_grad():
         tokens = model.embed(model.encode(job.inputs))
-        assert tokens.grid is not None
+        if tokens.grid is None or len(tokens.grid) != 2:
+            raise UsageError("what is compared in this model is not laid out in a picture: there is no map to enlarge")
         each = torch.arange(len(job.rows), device=job.rows.device)
         maps = model.maps(tokens)[each, job.rows].unsqueeze(1)
         return upsample(maps, tokens.grid, job.inputs.shape[2:]).squeeze(1)
 
 
 def _saliency(job: _Job) -> Tensor:
-    leaf = job.inputs.clone().requires_grad_(True)
-    return _over_channels(_captum().Saliency(job.asked).attribute(leaf, additional_forward_args=job.arguments))
+    leaf, saliency = job.inputs.clone().requires_grad_(True), _captum().Saliency(job.asked)
+    with _differentiable("this model gives no gradients of its inputs: its encoder is not differentiable"):
+        return _over_channels(saliency.attribute(leaf, additional_forward_args=job.arguments))
 
 
 def _smooth_grad(job: _Job) -> Tensor:
     return noisy_slopes(job.score, job.inputs, job.settings.draws, job.settings.noise, job.generator)
 
 
-def noisy_slopes(
-    score: Callable[[Tensor], Tensor], inputs: Tensor, draws: int, noise: float, generator: torch.Generator
-) -> Tensor:
-    """Return ``(B, H, W)``: the size of the gradient summed over channels, averaged over noisy copies of the inputs.
-
-    Parameters
-    ----------
-    score : callable
-        ``(B, C, H, W) -> (B,)``, in eval mode.
-    inputs : Tensor
-        ``(B, C, H, W)``.
-    draws : int
-        Copies.
-    noise : float
-        Standard deviation as a share of each input's range; without noise one gradient is enough, and is taken.
-    generator : Generator
-        Of the noise, on the CPU.
-    """
-    spread = noise * (inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)).view(-1, 1, 1, 1)
-    total = inputs.new_zeros(len(inputs), *inputs.shape[2:])
-    draws = draws if noise > 0 else 1
-    for _ in range(draws):
-        shaken = torch.randn(inputs.shape, generator=generator).to(inputs) * spread
-        total += slopes(score, inputs + shaken).abs().sum(1)
-    return total / draws
-
-
 def _integrated_gradients(job: _Job) -> Tensor:
-    found = _captum().IntegratedGradients(job.asked, multiply_by_inputs=True)
-    return _over_channels(
-        found.attribute(
+    gradients = _captum().IntegratedGradients(job.asked)
+    with _differentiable("this model gives no gradients of its inputs: its encoder is not differentiable"):
+        found = gradients.attribute(
             job.inputs.clone(),
             baselines=job.settings.fill,
             additional_forward_args=job.arguments,
             n_steps=job.settings.steps,
             internal_batch_size=max(job.settings.batch_size, len(job.inputs)),
         )
-    )
+    return _over_channels(found)
 
 
 def _occlusion(job: _Job) -> Tensor:
-    channels, height, width = job.inputs.shape[1:]
+    channels = job.inputs.shape[1]
     sides = _window(job)
     steps = tuple(max(1, side // 2) for side in sides)
     with torch.no_grad():
-        found = _captum().Occlusion(job.asked).attribute(
-            job.inputs,
-            sliding_window_shapes=(channels, *sides),
-            strides=(channels, *steps),
-            baselines=job.settings.fill,
-            additional_forward_args=job.arguments,
-            perturbations_per_eval=max(1, job.settings.batch_size // len(job.inputs)),
+        found = (
+            _captum()
+            .Occlusion(job.asked)
+            .attribute(
+                job.inputs,
+                sliding_window_shapes=(channels, *sides),
+                strides=(channels, *steps),
+                baselines=job.settings.fill,
+                additional_forward_args=job.arguments,
+                perturbations_per_eval=max(1, job.settings.batch_size // len(job.inputs)),
+            )
         )
     return found.mean(1)
 
@@ -305,13 +284,20 @@ def _grid(job: _Job) -> tuple[int, ...]:
 def _grad_cam(job: _Job) -> Tensor:
     _grid(job)
     layer = _captum().LayerGradCam(job.asked, job.asked.last)
-    try:
+    with _differentiable("grad_cam: this model does not read its number off the encoder's map"):
         found = layer.attribute(job.inputs.clone(), additional_forward_args=job.arguments)
-    except RuntimeError as error:
-        if "not have been used" not in str(error):
-            raise
-        raise UsageError("grad_cam: this model does not read its number off the encoder's map") from error
     return upsample(found.detach().flatten(2), found.shape[2:], job.inputs.shape[2:]).squeeze(1)
+
+
+@contextmanager
+def _differentiable(otherwise: str) -> Iterator[None]:
+    """Turn torch's complaint that nothing depends on what is differentiated into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not have been used" not in str(error) and "does not require grad" not in str(error):
+            raise
+        raise UsageError(otherwise) from error
 
 
 def _over_channels(found: Tensor) -> Tensor:

@@ -126,9 +126,9 @@ def activations(model: PrototypeModel, inputs: Tensor, layer: Layer, *, batch_si
             leaf, _, mask = layer.open(model, part)
             found.append(layer.pooled(leaf.detach(), mask).float().cpu().numpy())
     whole = np.concatenate(found) if found else np.zeros((0, 0), np.float32)
-    bad = ~np.isfinite(whole).all(1)
-    if bad.any():
-        raise DataError(f"the activation of input {int(bad.nonzero()[0][0])} at {layer.at!r} is not finite")
+    bad = np.flatnonzero(~np.isfinite(whole).all(1))
+    if len(bad):
+        raise DataError(f"the activation of input {int(bad[0])} at {layer.at!r} is not finite")
     return whole
 
 

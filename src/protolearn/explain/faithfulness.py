@@ -4,7 +4,8 @@
 the order. *Insertion* begins with a blank picture and uncovers them first: the sooner it rises, the truer. Both are
 measured on the similarity of the prototype that is explained, not on a class (Petsiuk et al., RISE, 2018, measured a
 class's probability), and beside random orders of the same patches. Every curve is scaled so that 1 is the similarity of
-the whole picture and 0 that of a blank one; an area lies mostly between.
+the whole picture and 0 that of a blank one; an area lies mostly between. Means over inputs weigh each by this gap, so
+that a match that hardly needs its picture does not outweigh the others.
 
 A picture with patches missing is not like any the network has seen. That an order breaks a match quickly is evidence,
 not proof, that a person should look there; and other fills give other numbers.
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protolearn.audit.bootstrap import mean_interval, mean_of
-from protolearn.audit.deletion import area, exchanged
+from protolearn.audit.bootstrap import interval_of
+from protolearn.audit.deletion import area, exchanged, pixel_ranks, shuffles, substrate
+from protolearn.audit.heat import uneven
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
 from protolearn.explain.asked import Prototype, best_places, placed, rows_of, sound
@@ -31,6 +33,7 @@ from protolearn.explain.passes import device_of, evaluating, plain_json
 from protolearn.explain.survey import predicted_contribution
 
 RANDOM = "random"
+BLANKS = ("fill", "blur")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +50,16 @@ class Comparison:
         ``(T,)`` share of the patches that are covered (or uncovered) at each point of a curve.
     deletion, insertion : ndarray
         ``(N, M, T)`` similarities, not scaled.
+    gap : ndarray
+        ``(N,)`` similarity of the whole picture minus that of a blank one.
     deletion_area, insertion_area : ndarray
         ``(N, M)`` under the scaled curves; NaN where there is nothing to judge by.
     patch : int
         Side of a patch in pixels.
     place : str
         "fixed" or "free", see :func:`protolearn.explain.attribution.attribute`.
+    blank : str
+        What covered patches became.
     seed : int
         Of random orders and resampling.
     notes : tuple of str
@@ -64,23 +71,25 @@ class Comparison:
     shares: np.ndarray
     deletion: np.ndarray
     insertion: np.ndarray
+    gap: np.ndarray
     deletion_area: np.ndarray
     insertion_area: np.ndarray
     patch: int
     place: str
+    blank: str
     seed: int
     notes: tuple[str, ...]
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Return for each method the mean areas, their gain over random orders and intervals over inputs (95 %).
+        """Return for each method weighted mean areas and their gain over random orders, with intervals (95 %).
 
         ``gain`` is positive where the method beats a random order: for deletion, random minus its area.
         """
-        draw = torch.Generator().manual_seed(self.seed)
+        draw, gap = torch.Generator().manual_seed(self.seed), torch.from_numpy(self.gap)
         return {
             method: {
-                "deletion": _told(self.deletion_area, m, -1.0, draw),
-                "insertion": _told(self.insertion_area, m, 1.0, draw),
+                "deletion": _told(self.deletion_area, m, -1.0, gap, draw),
+                "insertion": _told(self.insertion_area, m, 1.0, gap, draw),
                 "judged": int((~np.isnan(self.deletion_area[:, m])).sum()),
             }
             for m, method in enumerate(self.methods)
@@ -91,17 +100,18 @@ class Comparison:
         found = {
             method: told["deletion"]["gain"] + told["insertion"]["gain"]
             for method, told in self.summary().items()
-            if method != RANDOM and all(_surely(told[kind]["gain_interval"]) for kind in ("deletion", "insertion"))
+            if method != RANDOM
+            and all(_verdict(told[kind]["gain_interval"]) == "better" for kind in ("deletion", "insertion"))
         }
         return max(found, key=found.__getitem__) if found else None
 
     def table(self) -> str:
         """Return the summary as text."""
-        head = ("method", "deletion (small is good)", "insertion (large is good)", "beats random", "judged")
-        rows = [head]
+        head = ("method", "deletion (small is good)", "insertion (large is good)", "against random", "judged")
+        rows: list[tuple[str, ...]] = [head]
         for method, told in self.summary().items():
-            verdicts = [_surely(told[kind]["gain_interval"]) for kind in ("deletion", "insertion")]
-            beats = "" if method == RANDOM else "yes" if all(verdicts) else "in part" if any(verdicts) else "not surely"
+            verdicts = [_verdict(told[kind]["gain_interval"]) for kind in ("deletion", "insertion")]
+            beats = "" if method == RANDOM else ", ".join(verdicts)
             values = [_with_interval(told[kind]) for kind in ("deletion", "insertion")]
             rows.append((method, *values, beats, f"{told['judged']} of {len(self.prototypes)}"))
         widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
@@ -117,8 +127,10 @@ class Comparison:
                 kind: {method: plain_json(table[:, m]) for m, method in enumerate(self.methods)}
                 for kind, table in (("deletion", self.deletion_area), ("insertion", self.insertion_area))
             },
+            "gap": plain_json(self.gap),
             "patch": self.patch,
             "place": self.place,
+            "blank": self.blank,
             "seed": self.seed,
             "notes": list(self.notes),
         }
@@ -134,9 +146,12 @@ def compare_attributions(
     patch: int | None = None,
     steps: int = 24,
     orders: int = 3,
+    blank: str = "fill",
     settings: Settings | None = None,
 ) -> Comparison:
     """Measure by deletion and insertion which attribution of prototypes' similarities is most faithful.
+
+    Every input goes through the model about ``2 * steps * (methods + orders)`` times, beside what the methods need.
 
     Parameters
     ----------
@@ -157,8 +172,11 @@ def compare_attributions(
         Points of a curve after its first.
     orders : int
         Random orders of each input.
+    blank : {"fill", "blur"}
+        What a covered patch becomes: the settings' ``fill``, whose edges the network sees, or the same place of the
+        picture blurred.
     settings : Settings, optional
-        Of the methods; ``fill`` is also what a covered patch becomes, ``seed`` also of the random orders.
+        Of the methods; ``seed`` is also of the random orders.
 
     Raises
     ------
@@ -177,6 +195,8 @@ def compare_attributions(
     settings = Settings() if settings is None else settings
     chosen = _checked(methods, steps, orders)
     fixed = placed(place)
+    if blank not in BLANKS:
+        raise UsageError(f"blank is 'fill' or 'blur', got {blank!r}")
     inputs = sound(inputs).to(device_of(model))
     if not len(inputs):
         raise UsageError("attributions are compared on at least one input")
@@ -196,27 +216,26 @@ def compare_attributions(
         order, flat = patch_ranks(maps, side, draw)
         ranks.append(order)
         even.append(flat)
-    blank_map = inputs.new_zeros(len(inputs), *inputs.shape[2:])
-    chance = [patch_ranks(blank_map, side, draw)[0] for _ in range(orders)]
+    chance = [patch_ranks(torch.zeros_like(inputs[:, 0]), side, draw)[0] for _ in range(orders)]
     every = torch.stack([*ranks, *chance], 1)
     counts = torch.linspace(0, int(every.max()) + 1, steps + 1).round().long().unique()
-    blank = torch.full_like(inputs, settings.fill)
+    nothing = torch.full_like(inputs, settings.fill) if blank == "fill" else substrate(inputs, "blur")
     curves = []
     with evaluating(model), torch.no_grad():
         for start in range(0, len(inputs), settings.batch_size):
             part = slice(start, start + settings.batch_size)
             score = _table(model, inputs[part], rows[part], fixed)
             own = torch.arange(len(inputs[part]), device=inputs.device)
-            for a, b in ((inputs, blank), (blank, inputs)):
+            for a, b in ((inputs, nothing), (nothing, inputs)):
                 curves.append(exchanged(score, a[part], b[part], every[part], counts, own, at_once=settings.batch_size))
     found = [torch.cat(curves[k::2]).double().cpu() for k in (0, 1)]
     found = [torch.cat([c[:, : len(chosen)], c[:, len(chosen) :].mean(1, keepdim=True)], 1) for c in found]
-    whole, nothing = found[0][:, :1, :1], found[0][:, :1, -1:]
-    span = whole - nothing
-    judged = span > 1e-6 * (whole.abs() + nothing.abs())
+    whole, least = found[0][:, :1, :1], found[0][:, :1, -1:]
+    span = whole - least
+    judged = span > 1e-6 * (whole.abs() + least.abs())
     flat = torch.stack([*even, torch.zeros(len(inputs), dtype=torch.bool)], 1)
     areas = [
-        area((c - nothing) / torch.where(judged, span, 1.0)).masked_fill(~judged.squeeze(2) | flat, float("nan"))
+        area((c - least) / torch.where(judged, span, 1.0)).masked_fill(~judged.squeeze(2) | flat, float("nan"))
         for c in found
     ]
     result = Comparison(
@@ -225,10 +244,12 @@ def compare_attributions(
         shares=(counts / counts[-1]).double().numpy(),
         deletion=found[0].numpy(),
         insertion=found[1].numpy(),
+        gap=span.flatten().numpy(),
         deletion_area=areas[0].numpy(),
         insertion_area=areas[1].numpy(),
         patch=side,
         place=place,
+        blank=blank,
         seed=settings.seed,
         notes=(),
     )
@@ -262,14 +283,10 @@ def patch_ranks(maps: Tensor, side: int, generator: torch.Generator) -> tuple[Te
     """
     height, width = maps.shape[1:]
     means = F.avg_pool2d(maps.unsqueeze(1).double(), side, ceil_mode=True, count_include_pad=False).squeeze(1)
-    down, across = means.shape[1:]
-    flat = means.flatten(1)
-    shuffle = torch.stack([torch.randperm(flat.shape[1], generator=generator) for _ in range(len(flat))]).to(flat.device)
-    order = shuffle.gather(1, flat.gather(1, shuffle).argsort(dim=1, descending=True, stable=True))
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    ys, xs = torch.arange(height, device=flat.device) // side, torch.arange(width, device=flat.device) // side
-    even = flat.amax(1) - flat.amin(1) <= 1e-12 * flat.abs().amax(1)
-    return ranks.view(-1, down, across)[:, ys][:, :, xs], even.cpu()
+    seeds = torch.randint(2**62, (len(maps),), generator=generator).tolist()
+    ranks = pixel_ranks(means, shuffles(seeds, means[0].numel()).to(means.device))
+    ys, xs = (torch.arange(size, device=means.device) // side for size in (height, width))
+    return ranks[:, ys][:, :, xs], ~uneven(means).cpu()
 
 
 def _table(model: PrototypeModel, inputs: Tensor, rows: Tensor, fixed: bool) -> Callable[[Tensor], Tensor]:
@@ -281,18 +298,26 @@ def _table(model: PrototypeModel, inputs: Tensor, rows: Tensor, fixed: bool) -> 
     return lambda altered: model.maps(model.embed(model.encode(altered)), distinct)[:, which, places]
 
 
-def _told(areas: np.ndarray, m: int, sign: float, draw: torch.Generator) -> dict[str, Any]:
+def _told(areas: np.ndarray, m: int, sign: float, gap: Tensor, draw: torch.Generator) -> dict[str, Any]:
     values, gains = torch.from_numpy(areas[:, m]), torch.from_numpy(sign * (areas[:, m] - areas[:, -1]))
-    return {
-        "value": mean_of(values),
-        "interval": mean_interval(values, draw),
-        "gain": mean_of(gains),
-        "gain_interval": mean_interval(gains, draw),
-    }
+    (value, interval), (gain, gain_interval) = (_mean(found, gap, draw) for found in (values, gains))
+    return {"value": value, "interval": interval, "gain": gain, "gain_interval": gain_interval}
 
 
-def _surely(interval: tuple[float, float] | None) -> bool:
-    return interval is not None and interval[0] > 0
+def _mean(values: Tensor, gap: Tensor, draw: torch.Generator) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the mean of judged values weighed by the gaps, and its interval."""
+    kept = ~values.isnan()
+    values, gap = values[kept], gap[kept]
+    if not len(values):
+        return None, None
+    whole = float(values @ gap / gap.sum())
+    return whole, interval_of(lambda weights: weights @ (values * gap) / (weights @ gap), len(values), draw)
+
+
+def _verdict(interval: tuple[float, float] | None) -> str:
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "no telling"
+    return "better" if interval[0] > 0 else "worse"
 
 
 def _with_interval(told: dict[str, Any]) -> str:
@@ -317,8 +342,8 @@ def _notes(unjudged: int, flat: Sequence[int], found: Comparison) -> tuple[str, 
     notes = []
     if unjudged:
         notes.append(
-            f"{unjudged} of {len(found.prototypes)} inputs are left out: a blank picture is as similar to the prototype "
-            "as the whole one, so nothing of the picture made the match."
+            f"{unjudged} of {len(found.prototypes)} inputs are left out: a blank picture is as similar to the "
+            "prototype as the whole one, so nothing of the picture made the match."
         )
     for method, count in zip(found.methods, flat, strict=True):
         if count:

@@ -1,4 +1,4 @@
-"""Testing with concept activation vectors: does a class, or a prototype, depend on a concept that a person shows?
+"""Testing with concept activation vectors: whether a class, or a prototype, depends on a concept that a person shows.
 
 The person gives examples of a concept (striped things) and a pool of random examples. A linear separator in a layer's
 activations ``h`` gives a direction ``v``; the derivative of the logit or similarity along it, ``S(x) = grad_h(x) . v``,
@@ -23,8 +23,6 @@ What remains is no proof of cause: a concept's examples may differ from random o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,129 +32,12 @@ from protolearn.core.model import PrototypeModel
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.asked import classes_of, rows_of, sound
 from protolearn.explain.cav import Cav, Layer, activations, gradients, separate
-from protolearn.explain.passes import device_of, plain_json
+from protolearn.explain.concept_scores import RANDOM, ConceptScore, Tcav
+from protolearn.explain.passes import device_of
 
-RANDOM = "random"
 PLACEBO_RUNS = 5
 LEAST = 6
 """Examples below which nothing is fitted: two thirds are learned from, the rest is held out."""
-
-
-@dataclass(frozen=True, eq=False)
-class ConceptScore:
-    """What was found about one concept.
-
-    Attributes
-    ----------
-    concept, against : str
-        What was told from what.
-    scores, accuracy : ndarray
-        ``(R,)`` TCAV score and held-out accuracy of each run.
-    derivative, spread : ndarray
-        ``(R,)`` mean and standard deviation over inputs of the derivative along the unit direction.
-    alignment : float
-        Mean cosine of gradient and direction, over inputs and runs.
-    p, p_corrected : float
-        Of the t-test; corrected for the number of concepts.
-    p_placebo : float or None
-        Share of placebos (this one among them) that align at least as strongly; None without placebos.
-    doubts : tuple of str
-        Why the score says nothing; empty where it holds.
-    """
-
-    concept: str
-    against: str
-    scores: np.ndarray
-    accuracy: np.ndarray
-    derivative: np.ndarray
-    spread: np.ndarray
-    alignment: float
-    p: float
-    p_corrected: float
-    p_placebo: float | None
-    doubts: tuple[str, ...]
-
-    @property
-    def score(self) -> float:
-        """The mean TCAV score."""
-        return float(self.scores.mean())
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing speaks against the score."""
-        return not self.doubts
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        names = ("scores", "accuracy", "derivative", "spread", "alignment", "p", "p_corrected", "p_placebo", "doubts")
-        plain = plain_json({name: getattr(self, name) for name in names})
-        return {"concept": self.concept, "against": self.against, "score": self.score, "holds": self.holds, **plain}
-
-
-@dataclass(frozen=True, eq=False)
-class Tcav:
-    """What was found about several concepts.
-
-    Attributes
-    ----------
-    asked : str
-        The class or prototype, in words.
-    layer : Layer
-        Where concepts were looked for.
-    concepts : tuple of ConceptScore
-        In the order given.
-    random_scores, random_accuracy : ndarray
-        ``(R,)`` of random against random.
-    inputs, size, placebos : int
-        Inputs that derivatives were taken at; examples in every set; placebos.
-    seed : int
-        Of every draw.
-    notes : tuple of str
-        What a reader must know.
-    """
-
-    asked: str
-    layer: Layer
-    concepts: tuple[ConceptScore, ...]
-    random_scores: np.ndarray
-    random_accuracy: np.ndarray
-    inputs: int
-    size: int
-    placebos: int
-    seed: int
-    notes: tuple[str, ...]
-
-    def holding(self) -> tuple[ConceptScore, ...]:
-        """Return the concepts whose scores hold."""
-        return tuple(found for found in self.concepts if found.holds)
-
-    def table(self) -> str:
-        """Return the result as text; what does not hold is marked with the reason."""
-        rows = [("concept", "TCAV", "derivative", "held-out", "p (t-test)", "p (placebo)", "")]
-        for c in self.concepts:
-            placebo = "" if c.p_placebo is None else _p(c.p_placebo)
-            mark = "holds" if c.holds else "no: " + ", ".join(c.doubts)
-            rows.append((c.concept, *_numbers(c.scores, c.derivative, c.accuracy), _p(c.p_corrected), placebo, mark))
-        rows.append((RANDOM, *_numbers(self.random_scores, None, self.random_accuracy), "", "", ""))
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
-        where = f"at {self.layer.at} ({self.layer.pool})"
-        return "\n".join([f"{self.asked}, {self.inputs} inputs, {where}", *lines, *self.notes])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "asked": self.asked,
-            "at": self.layer.at,
-            "pool": self.layer.pool,
-            "concepts": [found.to_dict() for found in self.concepts],
-            "random": plain_json({"scores": self.random_scores, "accuracy": self.random_accuracy}),
-            "inputs": self.inputs,
-            "size": self.size,
-            "placebos": self.placebos,
-            "seed": self.seed,
-            "notes": list(self.notes),
-        }
 
 
 def tcav(
@@ -304,7 +185,7 @@ def tcav(
         size=size,
         placebos=placebos,
         seed=seed,
-        notes=_notes(still, len(inputs), size, len(pool), repeats, placebos, level),
+        notes=_notes(still, len(inputs), size, len(pool), repeats, placebos),
     )
 
 
@@ -322,9 +203,7 @@ def different(scores: np.ndarray, others: np.ndarray) -> float:
         return float(abs(means[0] - means[1]) <= 1e-12)
     from scipy.stats import ttest_ind_from_stats
 
-    found = ttest_ind_from_stats(
-        means[0], spreads[0], len(scores), means[1], spreads[1], len(others), equal_var=False
-    )
+    found = ttest_ind_from_stats(means[0], spreads[0], len(scores), means[1], spreads[1], len(others), equal_var=False)
     return float(found.pvalue)
 
 
@@ -359,7 +238,7 @@ def _sets(
 def _derivatives(
     slopes: Callable[[], Iterator[Tensor]], directions: Tensor
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return share above 0, mean, spread and mean cosine ``(J,)`` of derivatives along J directions, and flat inputs."""
+    """Return share above 0, mean, spread and mean cosine ``(J,)`` along J directions, and how many inputs are flat."""
     parts, cosines, still = [], [], 0
     for slope in slopes():
         along = (slope.float() @ directions.to(slope.device)).double().cpu()
@@ -409,25 +288,12 @@ def _doubts(at_chance: bool, alike: bool, weak: bool) -> tuple[str, ...]:
     return tuple(words for words, doubtful in said.items() if doubtful)
 
 
-def _notes(
-    still: int, inputs: int, size: int, pool: int, repeats: int, placebos: int, level: float
-) -> tuple[str, ...]:
+def _notes(still: int, inputs: int, size: int, pool: int, repeats: int, placebos: int) -> tuple[str, ...]:
     notes = []
     if still:
         notes.append(f"{still} of {inputs} inputs have no gradient at this layer; they count as not rising.")
     if repeats * size > pool:
-        notes.append(
-            f"{repeats} sets of {size} from a pool of {pool} overlap: the t-test takes them for independent."
-        )
+        notes.append(f"{repeats} sets of {size} from a pool of {pool} overlap: the t-test takes them for independent.")
     if not placebos:
         notes.append("No placebos: the t-test alone calls chance directions of a fixed set of examples significant.")
     return tuple(notes)
-
-
-def _numbers(scores: np.ndarray, derivative: np.ndarray | None, accuracy: np.ndarray) -> tuple[str, str, str]:
-    told = "" if derivative is None else f"{derivative.mean():+.3g}"
-    return f"{scores.mean():.2f} ± {scores.std():.2f}", told, f"{accuracy.mean():.2f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
