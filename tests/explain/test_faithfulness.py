@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.explain.sighted import CELL, SIDE, sighted, spotted, state_of, unchanged
 
 from protolearn.errors import UsageError
 from protolearn.explain.attribution import Settings
 from protolearn.explain.faithfulness import RANDOM, compare_attributions, patch_ranks
-from tests.explain.sighted import CELL, SIDE, sighted, spotted, state_of, unchanged
 
 CELLS = [(r, c) for r in range(4) for c in range(4)][:12]
 

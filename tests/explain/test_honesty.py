@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.explain.conftest import Strides, fit_head, make_model
 
 from protolearn.core.model import PrototypeModel
 from protolearn.explain import report
@@ -16,7 +17,6 @@ from protolearn.explain.receptive import region_honesty
 from protolearn.explain.sections.honesty import honesty_section
 from protolearn.explain.survey import survey
 from protolearn.structures import Box, Tokens
-from tests.explain.conftest import Strides, fit_head, make_model
 
 
 class Turned(Strides):

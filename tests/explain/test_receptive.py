@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.contract.small import SMALL, small_transformer
+from tests.explain.sighted import CELL, SIDE, sighted, spotted, state_of, unchanged
 from torch import nn
 
 from protolearn.core.bank import PrototypeBank
@@ -18,8 +20,6 @@ from protolearn.errors import DataError, UsageError
 from protolearn.explain.receptive import Honesty, receptive_fields, region_honesty, sensitivity
 from protolearn.methods import get_method
 from protolearn.structures import Box
-from tests.contract.small import SMALL, small_transformer
-from tests.explain.sighted import CELL, SIDE, sighted, spotted, state_of, unchanged
 
 
 def built(encoder: Any) -> PrototypeModel:
@@ -157,12 +157,14 @@ def test_every_method_that_reads_pictures(slug: str) -> None:
         SMALL[slug].method(slug).build(small_transformer() if slug == "prompt-cam" else SmallEncoder(16, size=16), 3)
     )
     key = int(model.bank.ids[model.bank.usable][0])
-    try:
-        found = region_honesty(model, torch.rand(1, 3, 16, 16), key, draws=2)[0]
-    except UsageError as error:
-        assert "not laid out in a picture" in str(error)
+    inputs = torch.rand(1, 3, 16, 16)
+    if model.embed(model.encode(inputs)).grid is None:
+        with pytest.raises(UsageError, match="not laid out in a picture"):
+            region_honesty(model, inputs, key)
         return
-    assert 0 <= float(found.inside or 0) <= 1
+    found = region_honesty(model, inputs, key, draws=2)[0]
+    assert found.inside is None or 0 <= found.inside <= 1
+    assert found.field.x1 > found.field.x0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_ind
+from tests.explain.sighted import sighted, state_of, unchanged
 from torch import Tensor, nn
 
 from protolearn.core.bank import PrototypeBank
@@ -20,7 +21,6 @@ from protolearn.explain.cav import Layer, activations, gradients, separate
 from protolearn.explain.concept_scores import Tcav
 from protolearn.explain.tcav import different, tcav
 from protolearn.methods import get_method
-from tests.explain.sighted import sighted, state_of, unchanged
 
 WIDTH = 16
 
@@ -254,12 +254,11 @@ def test_layers_that_cannot_be_asked() -> None:
         tcav(model, {"c": pictures[:10]}, pictures, pictures[:2], prototype=0, layer=Layer(""))
     with pytest.raises(UsageError, match="does not depend on 'head'"):
         tcav(model, {"c": pictures[:10]}, pictures, pictures[:2], prototype=0, layer=Layer("head"))
+    model.aside, model.idle = nn.Identity(), nn.Identity()
+    model.encoder.register_forward_pre_hook(lambda _, inputs: (model.idle(inputs[0]), None)[1])
     with pytest.raises(UsageError, match="runs 0 times"):
-        model.aside = nn.Identity()
         tcav(model, {"c": pictures[:10]}, pictures, pictures[:2], prototype=0, layer=Layer("aside"))
     with pytest.raises(UsageError, match="does not depend on 'idle'"):
-        model.idle = nn.Identity()
-        model.encoder.register_forward_pre_hook(lambda _, inputs: (model.idle(inputs[0]), None)[1])
         tcav(model, {"c": pictures[:10]}, pictures, pictures[:2], prototype=0, layer=Layer("idle"))
     with pytest.raises(UsageError, match="'flatten' or 'mean'"):
         Layer(pool="max")
