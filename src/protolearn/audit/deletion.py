@@ -88,13 +88,13 @@ class Deletion:
         ``(B, 3, T + 1)`` probability of the target, in the orders of ``ORDERS``.
     areas : Tensor
         ``(B, 3)`` under the curves, over a width of 1; NaN where the saliency is the same everywhere or not finite.
-    step : int
-        Pixels from one point of a curve to the next; the last step may hold fewer.
+    counts : Tensor
+        ``(T + 1,)`` pixels exchanged at each point of a curve.
     """
 
     curves: Tensor
     areas: Tensor
-    step: int
+    counts: Tensor
 
 
 def deletion(
@@ -103,6 +103,7 @@ def deletion(
     saliency: Tensor,
     targets: Tensor,
     *,
+    steps: int = 28,
     step: int | None = None,
     kind: str = "zero",
     insert: bool = False,
@@ -121,8 +122,10 @@ def deletion(
         ``(B, H, W)``.
     targets : Tensor
         ``(B,)`` int64: the class that is predicted for the whole picture.
+    steps : int
+        In how many steps, as equal as whole pixels allow: 1792 pixels of 224 x 224 by default.
     step : int, optional
-        Pixels a step; by default a 28th of the picture, rounded up, which is 1792 of 224 x 224.
+        Pixels a step instead; the last may hold fewer.
     kind : {"zero", "blur"}
         What a pixel is without what it shows, as :func:`substrate` says.
     insert : bool
@@ -150,18 +153,20 @@ def deletion(
             f"{tuple(targets.shape)} (B,) and seeds as many, got {len(seeds)}"
         )
     pixels = int(inputs.shape[2] * inputs.shape[3])
-    step = math.ceil(pixels / 28) if step is None else step
-    if step < 1:
-        raise UsageError(f"a step takes at least one pixel, got {step}")
+    if steps < 1 or (step is not None and step < 1):
+        raise UsageError(f"there is at least one step, and it takes at least one pixel, got {steps} and {step}")
     chance = shuffles(seeds, pixels).to(saliency.device)
     salient = pixel_ranks(saliency, chance)
     ranks = torch.stack([salient, _places(chance).view(saliency.shape), pixels - 1 - salient], 1)
-    counts = (torch.arange(math.ceil(pixels / step) + 1) * step).clamp_max(pixels)
+    if step is None:
+        counts = (torch.arange(steps + 1, dtype=torch.float64) * pixels / steps).round().long()
+    else:
+        counts = (torch.arange(math.ceil(pixels / step) + 1) * step).clamp_max(pixels)
     blank = substrate(inputs, kind)
     start, end = (blank, inputs) if insert else (inputs, blank)
     curves = exchanged(score, start, end, ranks, counts, targets, at_once=at_once)
     areas = area(curves.double()).masked_fill(~uneven(saliency.double()).unsqueeze(1), float("nan"))
-    return Deletion(curves, areas, step)
+    return Deletion(curves, areas, counts)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -53,7 +52,7 @@ class PixelOrders(Metric):
         shape = (len(self.substrates), count, len(ORDERS))
         self._areas = torch.full(shape, float("nan"), dtype=torch.float64)
         self._curves = [torch.zeros(0)] * len(self.substrates)
-        self._flat, self._step, self._size, self._pictures = 0, 0, (0, 0), True
+        self._flat, self._size, self._pictures = 0, (0, 0), True
 
     def update(self, seen: Seen) -> None:
         """Take in a batch: ask the model about its altered pictures."""
@@ -71,7 +70,6 @@ class PixelOrders(Metric):
         if not len(rows):
             return
         self._size = (int(seen.inputs.shape[2]), int(seen.inputs.shape[3]))
-        step = math.ceil(self._size[0] * self._size[1] / self.steps)
         here, indices = rows.to(seen.inputs.device), seen.indices[rows]
         for k, kind in enumerate(self.substrates):
             found = deletion(
@@ -79,7 +77,7 @@ class PixelOrders(Metric):
                 seen.inputs[here],
                 bicubic(coarse[here], self._size),
                 targets[here],
-                step=step,
+                steps=self.steps,
                 kind=kind,
                 insert=self.insert,
                 seeds=self._seeds[indices].tolist(),
@@ -88,7 +86,6 @@ class PixelOrders(Metric):
             self._areas[k, indices] = found.areas.cpu()
             total = found.curves.double().sum(0).cpu()
             self._curves[k] = total + self._curves[k] if len(self._curves[k]) else total
-        self._step = step
 
     def result(self) -> Score:
         """Return the mean area under the curve of the salient order, and those it must be read beside."""
@@ -129,8 +126,8 @@ class PixelOrders(Metric):
         elif not judged:
             made.append("Nothing was judged: the evidence map is flat in every case.")
         else:
-            height, width = self._size
-            made.append(f"A step is {self._step} of {height * width} pixels.")
+            pixels = self._size[0] * self._size[1]
+            made.append(f"A step is {pixels / self.steps:.5g} of {pixels} pixels.")
         if looked < len(self._wanted):
             made.append(f"{looked} of {len(self._wanted)} cases were drawn at random.")
         if "zero" in self.substrates:
