@@ -12,9 +12,10 @@ from tests.audit.planted import planted, seen, setting
 from torch import Tensor
 
 from protolearn.audit.altered import SUBSTRATES, exchanged, substrate
-from protolearn.audit.deletion import area, deletion, deletion_curve, pixel_ranks, shuffles
+from protolearn.audit.deletion import ORDERS, area, deletion, deletion_curve, pixel_ranks, random_maps, shuffles
 from protolearn.audit.metric import METRICS, Score, Seen, make_metric
 from protolearn.audit.subject import AdaptedSubject, Look
+from protolearn.core.maps import bicubic
 from protolearn.core.model import PrototypeModel
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
@@ -54,7 +55,7 @@ def test_one_pixel_is_found_at_once_by_the_true_saliency_only(kind: str, insert:
         ).areas
 
     true, elsewhere = run(spot(place, count=count)), run(torch.rand(count, 16, 16, generator=g))
-    salient, chance, inverse = true.mean(0).tolist()
+    salient, inverse, chance = true.mean(0).tolist()
     best, worst = (max, min) if insert else (min, max)
     assert best(salient, chance, inverse) == salient and worst(salient, chance, inverse) == inverse
     # a saliency that knows nothing does as a random order does, forwards and backwards
@@ -105,7 +106,7 @@ def test_it_equals_the_plain_loop(kind: str, insert: bool) -> None:
     for i in range(len(inputs)):
         shuffle = shuffles([3 + i], 144)[0].tolist()
         order = saliency[i].flatten().argsort(descending=True).tolist()
-        for r, pixels in enumerate((order, shuffle, order[::-1])):
+        for r, pixels in enumerate((order, order[::-1], shuffle)):
             shown = (blank if insert else inputs)[i].clone()
             into = (inputs if insert else blank)[i]
             curve = [score(shown.unsqueeze(0))[0, targets[i]]]
@@ -121,8 +122,8 @@ def test_inserting_is_deleting_in_the_other_order_backwards() -> None:
     score, inputs, saliency, targets = anything()
     taken = deletion(score, inputs, saliency, targets, step=12, seeds=range(3)).curves
     put = deletion(score, inputs, saliency, targets, step=12, insert=True, seeds=range(3)).curves
-    assert torch.allclose(put[:, 0], taken[:, 2].flip(1))
-    assert torch.allclose(put[:, 2], taken[:, 0].flip(1))
+    assert torch.allclose(put[:, 0], taken[:, 1].flip(1))
+    assert torch.allclose(put[:, 1], taken[:, 0].flip(1))
 
 
 def test_a_picture_is_the_same_in_any_company_and_no_input_is_touched() -> None:
@@ -155,6 +156,27 @@ def test_clean_and_blank_pictures_are_asked_about_once() -> None:
 
     deletion(counting, inputs, saliency, targets, step=12, seeds=[0, 1], at_once=16)
     assert sum(asked) == 2 * (2 + 3 * 11) and max(asked) == 16
+
+
+def test_random_cells_make_holes_as_large_as_the_saliency_does() -> None:
+    score, inputs, _, targets = anything(4)
+    coarse = torch.rand(4, 3, 3, generator=torch.Generator().manual_seed(9))
+    saliency = bicubic(coarse, (12, 12))
+    found = deletion(score, inputs, saliency, targets, seeds=range(4), grid=(3, 3))
+    assert found.curves.shape == (4, len(ORDERS), 29)
+    alone = deletion(score, inputs, saliency, targets, seeds=range(4))
+    assert torch.equal(found.curves[:, :3], alone.curves)
+    there = deletion(score, inputs, random_maps(range(4), (3, 3), (12, 12)), targets, seeds=range(4))
+    assert torch.allclose(found.curves[:, 3], there.curves[:, 0])
+
+    def edges(ranks: Tensor) -> float:  # how often neighbours part ways when half of the pixels are gone
+        gone = ranks < 72
+        return float((gone[:, 1:] != gone[:, :-1]).double().mean())
+
+    cells = pixel_ranks(random_maps(range(4), (3, 3), (12, 12)))
+    pixels = shuffles(range(4), 144).view(4, 12, 12)
+    assert edges(cells) == pytest.approx(edges(pixel_ranks(saliency)), rel=0.5)
+    assert edges(pixels) > 2.5 * edges(cells)
 
 
 def test_equally_salient_pixels_go_in_random_order() -> None:
@@ -283,11 +305,13 @@ def test_a_planted_model_is_faithful_to_its_maps(name: str) -> None:
     sign = 1 if name == "insertion" else -1
     for kind in SUBSTRATES:
         found = score.extras[kind]
-        assert sign * found["salient first"] > sign * found["random"] > sign * found["inverse"]
-        gain = "salient first less random" if name == "insertion" else "random less salient first"
-        low, high = found[f"{gain}, interval over cases"]
-        assert 0 < low <= found[gain] <= high
-        assert len(found["mean curves"]["random"]) == 29
+        for order in ("random pixels", "random cells"):
+            assert sign * found["salient first"] > sign * found[order] > sign * found["inverse"]
+            gain = f"salient first less {order}" if name == "insertion" else f"{order} less salient first"
+            low, high = found[f"{gain}, interval over cases"]
+            assert 0 < low <= found[gain] <= high
+            assert found[gain] == pytest.approx(sign * (found["salient first"] - found[order]))
+            assert len(found["mean curves"][order]) == 29
     first = "blur" if name == "insertion" else "zero"
     assert score.value == score.extras[first]["salient first"] == pytest.approx(float(area(
         torch.tensor(score.extras[first]["mean curves"]["salient first"])
@@ -302,7 +326,8 @@ def test_batches_change_nothing_and_cases_may_be_drawn(name: str) -> None:
     whole, parts = run(name, subject, inputs), run(name, subject, inputs, (3, 1, 3), at_once=5)
     assert whole.per_case is not None and parts.per_case is not None
     assert torch.allclose(whole.per_case, parts.per_case, atol=1e-6)
-    assert whole.extras["zero"]["random"] == pytest.approx(parts.extras["zero"]["random"], abs=1e-6)
+    for order in ("random pixels", "random cells"):
+        assert whole.extras["zero"][order] == pytest.approx(parts.extras["zero"][order], abs=1e-6)
     some = run(name, subject, inputs, (3, 1, 3), most=4, substrates=("zero",), steps=4)
     assert some.counts["cases judged"] == 4 and some.counts["cases not drawn"] == 3
     assert list(some.extras) == ["zero"] and any("4 of 7 cases were drawn" in note for note in some.notes)
