@@ -45,12 +45,14 @@ def substrate(inputs: Tensor, kind: str) -> Tensor:
     sides = int(inputs.shape[3]), int(inputs.shape[2])  # width first, as torchvision has it
     spread = [10 * side / 224 for side in sides]
     reach = [min(math.ceil(3 * each), side - 1) for each, side in zip(spread, sides, strict=True)]
-    blurred: Tensor = gaussian_blur(inputs, [2 * each + 1 for each in reach], spread)
+    # one side after the other: the same blur in far fewer steps
+    wide: Tensor = gaussian_blur(inputs, [2 * reach[0] + 1, 1], spread)
+    blurred: Tensor = gaussian_blur(wide, [1, 2 * reach[1] + 1], spread)
     return blurred
 
 
 def covered(inputs: Tensor, blank: Tensor, boxes: Tensor) -> Tensor:
-    """Return pictures ``(n, C, H, W)`` that show ``blank`` inside a box each: ``(n, 4)`` y0, y1, x0, x1, ends not in it.
+    """Return pictures ``(n, C, H, W)`` that show ``blank`` in a box each: ``(n, 4)`` y0, y1, x0, x1, ends exclusive.
 
     Examples
     --------

@@ -3,8 +3,10 @@
 Source: the deletion measure of RISE (Petsiuk et al., 2018) as ST-ProtoPNet's evaluation uses it. B pictures, R orders
 of their pixels, T steps, C classes.
 
-A curve means nothing alone: any picture that is taken apart loses its class sooner or later. Read it beside the curve
-of a random order and of the inverse one.
+A curve means nothing alone: any picture that is taken apart loses its class sooner or later. Read it beside the curves
+of the inverse order and of random ones. Pixels taken out here and there leave noise of a kind that no model has seen,
+and a class is lost in it much sooner than in a picture with a hole; a random map of the same few cells makes holes as
+large as the saliency does, and is the fairer of the two.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from torch import Tensor
 
 from protolearn.audit.altered import exchanged, substrate
 from protolearn.audit.heat import uneven
+from protolearn.core.maps import bicubic
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
 
-ORDERS = ("salient first", "random", "inverse")
-"""The orders of pixels that :func:`deletion` tries, as its curves have them."""
+ORDERS = ("salient first", "inverse", "random pixels", "random cells")
+"""The orders of pixels that :func:`deletion` tries, as its curves have them; the last where a grid is given."""
 
 
 def shuffles(seeds: Sequence[int], pixels: int) -> Tensor:
@@ -35,6 +38,18 @@ def shuffles(seeds: Sequence[int], pixels: int) -> Tensor:
     """
     drawn = [torch.randperm(pixels, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(drawn) if drawn else torch.zeros(0, pixels, dtype=torch.int64)
+
+
+def random_maps(seeds: Sequence[int], grid: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return ``(B, H, W)``: a random map of ``(h, w)`` cells for each seed, enlarged (bicubic).
+
+    Examples
+    --------
+    >>> random_maps([0, 1], (7, 7), (32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
+    drawn = [torch.rand(*grid, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return bicubic(torch.stack(drawn) if drawn else torch.zeros(0, *grid), size)
 
 
 def pixel_ranks(saliency: Tensor, ties: Tensor | None = None) -> Tensor:
@@ -85,16 +100,16 @@ class Deletion:
     Attributes
     ----------
     curves : Tensor
-        ``(B, 3, T + 1)`` probability of the target, in the orders of ``ORDERS``.
+        ``(B, R, T + 1)`` probability of the target, in the orders of ``ORDERS``: 4, or 3 without a grid.
     areas : Tensor
-        ``(B, 3)`` under the curves, over a width of 1; NaN where the saliency is the same everywhere or not finite.
-    step : int
-        Pixels from one point of a curve to the next; the last step may hold fewer.
+        ``(B, R)`` under the curves, over a width of 1; NaN where the saliency is the same everywhere or not finite.
+    counts : Tensor
+        ``(T + 1,)`` pixels exchanged at each point of a curve.
     """
 
     curves: Tensor
     areas: Tensor
-    step: int
+    counts: Tensor
 
 
 def deletion(
@@ -103,10 +118,12 @@ def deletion(
     saliency: Tensor,
     targets: Tensor,
     *,
+    steps: int = 28,
     step: int | None = None,
     kind: str = "zero",
     insert: bool = False,
     seeds: Sequence[int],
+    grid: Sequence[int] | None = None,
     at_once: int = 64,
 ) -> Deletion:
     """Take the most salient pixels out of pictures step by step, and see how long the class stays probable.
@@ -121,14 +138,18 @@ def deletion(
         ``(B, H, W)``.
     targets : Tensor
         ``(B,)`` int64: the class that is predicted for the whole picture.
+    steps : int
+        In how many steps, as equal as whole pixels allow: 1792 pixels of 224 x 224 by default.
     step : int, optional
-        Pixels a step; by default a 28th of the picture, rounded up, which is 1792 of 224 x 224.
+        Pixels a step instead; the last may hold fewer.
     kind : {"zero", "blur"}
         What a pixel is without what it shows, as :func:`substrate` says.
     insert : bool
         Begin with nothing and put the most salient pixels in first.
     seeds : sequence of int
-        One a picture: of its random order, which equally salient pixels keep too.
+        One a picture: of its random orders. Equally salient pixels keep that of its pixels.
+    grid : sequence of int, optional
+        ``(h, w)`` cells of the maps that the saliency was made of, for a random order of cells.
     at_once : int
         Pictures in one call of ``score``.
 
@@ -150,18 +171,22 @@ def deletion(
             f"{tuple(targets.shape)} (B,) and seeds as many, got {len(seeds)}"
         )
     pixels = int(inputs.shape[2] * inputs.shape[3])
-    step = math.ceil(pixels / 28) if step is None else step
-    if step < 1:
-        raise UsageError(f"a step takes at least one pixel, got {step}")
+    if steps < 1 or (step is not None and step < 1):
+        raise UsageError(f"there is at least one step, and it takes at least one pixel, got {steps} and {step}")
     chance = shuffles(seeds, pixels).to(saliency.device)
     salient = pixel_ranks(saliency, chance)
-    ranks = torch.stack([salient, _places(chance).view(saliency.shape), pixels - 1 - salient], 1)
-    counts = (torch.arange(math.ceil(pixels / step) + 1) * step).clamp_max(pixels)
+    ranks = [salient, pixels - 1 - salient, _places(chance).view(saliency.shape)]
+    if grid is not None:
+        ranks.append(pixel_ranks(random_maps(seeds, grid, inputs.shape[2:]).to(saliency.device), chance))
+    if step is None:
+        counts = (torch.arange(steps + 1, dtype=torch.float64) * pixels / steps).round().long()
+    else:
+        counts = (torch.arange(math.ceil(pixels / step) + 1) * step).clamp_max(pixels)
     blank = substrate(inputs, kind)
     start, end = (blank, inputs) if insert else (inputs, blank)
-    curves = exchanged(score, start, end, ranks, counts, targets, at_once=at_once)
+    curves = exchanged(score, start, end, torch.stack(ranks, 1), counts, targets, at_once=at_once)
     areas = area(curves.double()).masked_fill(~uneven(saliency.double()).unsqueeze(1), float("nan"))
-    return Deletion(curves, areas, step)
+    return Deletion(curves, areas, counts)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +26,7 @@ SOURCE = (
 
 
 class PixelOrders(Metric):
-    """What deletion and insertion have in common: three orders of pixels, on each substrate."""
+    """What deletion and insertion have in common: four orders of pixels, on each substrate."""
 
     insert: ClassVar[bool]
     steps: int
@@ -53,7 +52,7 @@ class PixelOrders(Metric):
         shape = (len(self.substrates), count, len(ORDERS))
         self._areas = torch.full(shape, float("nan"), dtype=torch.float64)
         self._curves = [torch.zeros(0)] * len(self.substrates)
-        self._flat, self._step, self._size, self._pictures = 0, 0, (0, 0), True
+        self._flat, self._size, self._pictures = 0, (0, 0), True
 
     def update(self, seen: Seen) -> None:
         """Take in a batch: ask the model about its altered pictures."""
@@ -71,7 +70,6 @@ class PixelOrders(Metric):
         if not len(rows):
             return
         self._size = (int(seen.inputs.shape[2]), int(seen.inputs.shape[3]))
-        step = math.ceil(self._size[0] * self._size[1] / self.steps)
         here, indices = rows.to(seen.inputs.device), seen.indices[rows]
         for k, kind in enumerate(self.substrates):
             found = deletion(
@@ -79,16 +77,16 @@ class PixelOrders(Metric):
                 seen.inputs[here],
                 bicubic(coarse[here], self._size),
                 targets[here],
-                step=step,
+                steps=self.steps,
                 kind=kind,
                 insert=self.insert,
                 seeds=self._seeds[indices].tolist(),
+                grid=coarse.shape[1:],
                 at_once=self.at_once,
             )
             self._areas[k, indices] = found.areas.cpu()
             total = found.curves.double().sum(0).cpu()
             self._curves[k] = total + self._curves[k] if len(self._curves[k]) else total
-        self._step = step
 
     def result(self) -> Score:
         """Return the mean area under the curve of the salient order, and those it must be read beside."""
@@ -110,17 +108,16 @@ class PixelOrders(Metric):
 
     def _beside(self, k: int, judged: int) -> Mapping[str, Any]:
         """Return what one substrate gave."""
-        areas, draw = self._areas[k], self.setting.generator
-        gain = areas[:, 1] - areas[:, 0]
-        gain, name = (-gain, "salient first less random") if self.insert else (gain, "random less salient first")
-        return {
-            **{order: mean_of(areas[:, r]) for r, order in enumerate(ORDERS)},
-            name: mean_of(gain),
-            f"{name}, interval over cases": mean_interval(gain, draw),
-            "mean curves": {
-                order: (self._curves[k][r] / judged).tolist() if judged else [] for r, order in enumerate(ORDERS)
-            },
-        }
+        areas, made = self._areas[k], dict[str, Any]()
+        made |= {order: mean_of(areas[:, r]) for r, order in enumerate(ORDERS)}
+        for r, order in list(enumerate(ORDERS))[:0:-1]:
+            gain = areas[:, 0] - areas[:, r] if self.insert else areas[:, r] - areas[:, 0]
+            name = f"{ORDERS[0]} less {order}" if self.insert else f"{order} less {ORDERS[0]}"
+            made[name] = mean_of(gain)
+            made[f"{name}, interval over cases"] = mean_interval(gain, self.setting.generator)
+        curves = self._curves[k] / max(1, judged)
+        made["mean curves"] = {order: curves[r].tolist() if judged else [] for r, order in enumerate(ORDERS)}
+        return made
 
     def _notes(self, judged: int, looked: int) -> tuple[str, ...]:
         made = []
@@ -129,8 +126,8 @@ class PixelOrders(Metric):
         elif not judged:
             made.append("Nothing was judged: the evidence map is flat in every case.")
         else:
-            height, width = self._size
-            made.append(f"A step is {self._step} of {height * width} pixels.")
+            pixels = self._size[0] * self._size[1]
+            made.append(f"A step is {pixels / self.steps:.5g} of {pixels} pixels.")
         if looked < len(self._wanted):
             made.append(f"{looked} of {len(self._wanted)} cases were drawn at random.")
         if "zero" in self.substrates:
@@ -139,7 +136,9 @@ class PixelOrders(Metric):
                 "read it beside the blurred substrate."
             )
         made.append(
-            "The areas depend on how sure the model is of whole pictures: compare models by the difference from random."
+            "The areas depend on how sure the model is of whole pictures: compare models by the differences from the "
+            "other orders. Random pixels leave noise in which any class is lost early; random cells make holes as "
+            "large as the saliency does, and are the fairer comparison."
         )
         return tuple(made)
 
@@ -168,7 +167,7 @@ class DeletionMetric(PixelOrders):
     substrates : tuple of str
         What pixels become; the value is of the first, the others are in the extras. Each costs as much again.
     most : int or None
-        Cases that are looked at, drawn at random; all by default. Each costs three orders times ``steps`` passes.
+        Cases that are looked at, drawn at random; all by default. Each costs four orders times ``steps`` passes.
     at_once : int
         Altered pictures in one pass.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.altered import SUBSTRATES, substrate
-from protolearn.audit.bootstrap import interval_of, mean_interval, mean_of
+from protolearn.audit.bootstrap import interval_of, mean_of
 from protolearn.audit.faithfulness import (
     additivity_gap,
     cell_boxes,
@@ -138,20 +138,25 @@ class PrototypeFaithfulness(Metric):
             },
             extras={
                 "mean promised drop": mean_of(promised),
-                **{name: self._beside(promised, *drops[name]) for name in (CELL, AROUND, CHANCE)},
+                **{name: self._beside(cases, promised, *drops[name]) for name in (CELL, AROUND, CHANCE)},
             },
             notes=self._notes(defined),
         )
 
-    def _beside(self, promised: Tensor, seen: Tensor, own: Tensor) -> Mapping[str, Any]:
+    def _beside(self, cases: Tensor, promised: Tensor, seen: Tensor, own: Tensor) -> Mapping[str, Any]:
         """Return what covering one kind of region did."""
         found = float(correlation(promised, seen, torch.ones(1, len(seen)))) if len(seen) > 2 else float("nan")
         gap = (promised - seen).abs()
+        names, rows = cases.unique(return_inverse=True)
+
+        def mean_gap(weights: Tensor) -> Tensor:  # the pairs of a case come and go together
+            return weights[:, rows] @ gap / weights[:, rows].sum(1)
+
         return {
             "Pearson correlation": found if found == found else None,
             "Spearman correlation": rank_correlation(promised, seen),
             "mean absolute gap": mean_of(gap),
-            "mean absolute gap, interval over pairs": mean_interval(gap, self.setting.generator),
+            "mean absolute gap, interval over cases": interval_of(mean_gap, len(names), self.setting.generator),
             "mean observed drop": mean_of(seen),
             "share of the prototype's own entry that goes": float(own.sum() / promised.sum()) if len(own) else None,
         }
