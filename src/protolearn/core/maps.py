@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from protolearn.core.matching import CACHE_BYTES, chunk_rows
 from protolearn.structures import Tokens
 
 
@@ -57,6 +58,23 @@ def peaks(maps: Tensor) -> Tensor:
     row = maps.amax(-1).argmax(-1, keepdim=True)
     line = maps.gather(-2, row.unsqueeze(-1).expand(*row.shape, maps.shape[-1])).squeeze(-2)
     return torch.cat([row, line.argmax(-1, keepdim=True)], -1)
+
+
+def fine_peaks(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return row and column ``(n, 2)`` of the peaks of maps ``(n, h, w)`` enlarged to ``(H, W)``, in bounded memory.
+
+    The first peak in row-major order; of a map that is the same everywhere, the first pixel.
+
+    Examples
+    --------
+    >>> fine_peaks(torch.tensor([[[0.0, 1.0], [0.0, 0.0]], [[0.1, 0.1], [0.1, 0.1]]]), (8, 8)).tolist()
+    [[0, 7], [0, 0]]
+    """
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    # a number added to a map moves no peak; without it a flat map stays flat to the last digit
+    settled = maps - maps.amin((1, 2), keepdim=True)
+    rows = chunk_rows(maps.element_size() * int(size[0]) * int(size[1]), 2 * CACHE_BYTES)
+    return torch.cat([peaks(bicubic(part, size)) for part in settled.split(rows)])
 
 
 def fold_blocks(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
