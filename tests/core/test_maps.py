@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protolearn.core.maps import bicubic, enlarge, fold_blocks, peaks
+from protolearn.core.maps import enlarge, fold_blocks, peaks, upsample_maps
 from protolearn.structures import Tokens
 
 
@@ -17,19 +17,19 @@ def test_two_products_enlarge_as_torch_does(
     cells: tuple[int, int], size: tuple[int, int], leading: tuple[int, ...]
 ) -> None:
     maps = torch.randn(*leading, *cells, dtype=torch.float64)
-    found = bicubic(maps, size)
+    found = upsample_maps(maps, size)
     assert found.shape == (*leading, *size)
     if maps.numel():
         there = torch.nn.functional.interpolate(maps.reshape(-1, 1, *cells), size=size, mode="bicubic")
         torch.testing.assert_close(found.reshape(-1, 1, *size), there)
-    assert torch.equal(bicubic(maps, cells), maps), "a map that has its size already is not touched"
+    assert torch.equal(upsample_maps(maps, cells), maps), "a map that has its size already is not touched"
 
 
 def test_maps_that_cannot_be_enlarged() -> None:
     with pytest.raises(ValueError, match="enlarged to"):
-        bicubic(torch.rand(3), (2, 2))
+        upsample_maps(torch.rand(3), (2, 2))
     with pytest.raises(ValueError, match="enlarged to"):
-        bicubic(torch.rand(3, 3), (0, 2))
+        upsample_maps(torch.rand(3, 3), (0, 2))
 
 
 def test_the_first_peak_in_row_major_order() -> None:

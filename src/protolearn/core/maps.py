@@ -13,7 +13,7 @@ from protolearn.core.matching import CACHE_BYTES, chunk_rows
 from protolearn.structures import Tokens
 
 
-def bicubic(maps: Tensor, size: Sequence[int]) -> Tensor:
+def upsample_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Return maps ``(..., h, w)`` enlarged to ``(..., H, W)``, as torch's bicubic interpolation does.
 
     Two small matrix products for all maps at once; interpolating them one after the other takes thirty times as long.
@@ -29,19 +29,25 @@ def bicubic(maps: Tensor, size: Sequence[int]) -> Tensor:
     --------
     >>> maps = torch.rand(2, 5, 7, 7)
     >>> there = F.interpolate(maps, size=(28, 14), mode="bicubic")
-    >>> torch.allclose(bicubic(maps, (28, 14)), there, atol=1e-5)
+    >>> torch.allclose(upsample_maps(maps, (28, 14)), there, atol=1e-5)
     True
     """
     if maps.ndim < 2 or len(size) != 2 or min(size) < 1:
         raise ValueError(f"maps (..., h, w) are enlarged to (H, W) from 1, got {tuple(maps.shape)} and {tuple(size)}")
-    rows = _bicubic(int(maps.shape[-2]), int(size[0])).to(maps)
-    columns = _bicubic(int(maps.shape[-1]), int(size[1])).to(maps)
+    rows = bicubic_weights(int(maps.shape[-2]), int(size[0])).to(maps)
+    columns = bicubic_weights(int(maps.shape[-1]), int(size[1])).to(maps)
     return rows @ (maps @ columns.T)
 
 
 @lru_cache(maxsize=64)
-def _bicubic(coarse: int, fine: int) -> Tensor:
-    """Return ``(fine, coarse)``: the interpolation weights, read off torch's own interpolation of unit vectors."""
+def bicubic_weights(coarse: int, fine: int) -> Tensor:
+    """Return ``(fine, coarse)`` float64: the interpolation weights, read off torch's own interpolation of unit vectors.
+
+    Examples
+    --------
+    >>> bicubic_weights(3, 6).sum(1)
+    tensor([1., 1., 1., 1., 1., 1.], dtype=torch.float64)
+    """
     units = torch.eye(coarse, dtype=torch.float64).view(coarse, 1, coarse, 1)
     return F.interpolate(units, size=(fine, 1), mode="bicubic", align_corners=False).view(coarse, fine).T.contiguous()
 
@@ -73,8 +79,10 @@ def fine_peaks(maps: Tensor, size: Sequence[int]) -> Tensor:
     maps = maps if maps.dtype == torch.float64 else maps.float()
     # a number added to a map moves no peak; without it a flat map stays flat to the last digit
     settled = maps - maps.amin((1, 2), keepdim=True)
-    rows = chunk_rows(maps.element_size() * int(size[0]) * int(size[1]), 2 * CACHE_BYTES)
-    return torch.cat([peaks(bicubic(part, size)) for part in settled.split(rows)])
+    # a chunk stays in the processor's cache between its passes
+    budget = 2 * CACHE_BYTES if maps.device.type == "cpu" else None
+    rows = chunk_rows(maps.element_size() * int(size[0]) * int(size[1]), budget)
+    return torch.cat([peaks(upsample_maps(part, size)) for part in torch.split(settled, rows)])
 
 
 def fold_blocks(maps: Tensor, grid: tuple[int, ...]) -> Tensor:
