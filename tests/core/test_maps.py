@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protolearn.core.maps import enlarge, fold_blocks, peaks, upsample_maps
+from protolearn.core.maps import enlarge, fine_peaks, fold_blocks, peaks, upsample_maps
 from protolearn.structures import Tokens
 
 
@@ -37,6 +37,16 @@ def test_the_first_peak_in_row_major_order() -> None:
     first = maps.flatten(2).argmax(2)
     assert torch.equal(peaks(maps), torch.stack([first // 5, first % 5], 2))
     assert peaks(maps[:0]).shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 50])
+def test_peaks_of_enlarged_maps_are_the_same_in_chunks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = torch.randn(count, 5, 4, requires_grad=True)
+    want = peaks(upsample_maps(maps, (40, 30)))
+    assert torch.equal(fine_peaks(maps, (40, 30)), want)
+    assert torch.equal(fine_peaks(maps.double() + 1e3, (40, 30)), want), "the level does not matter"
+    monkeypatch.setattr("protolearn.core.maps.CACHE_BYTES", 8 * 3 * 4 * 40 * 30 // 4)  # three maps at a time
+    assert torch.equal(fine_peaks(maps, (40, 30)), want)
 
 
 def test_folding_keeps_every_value_in_its_block() -> None:
