@@ -15,7 +15,7 @@ from protolearn.audit.altered import SUBSTRATES, exchanged, substrate
 from protolearn.audit.deletion import ORDERS, area, deletion, deletion_curve, pixel_ranks, random_maps, shuffles
 from protolearn.audit.metric import METRICS, Score, Seen, make_metric
 from protolearn.audit.subject import AdaptedSubject, Look
-from protolearn.core.maps import bicubic
+from protolearn.core.maps import upsample_maps
 from protolearn.core.model import PrototypeModel
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
@@ -161,7 +161,7 @@ def test_clean_and_blank_pictures_are_asked_about_once() -> None:
 def test_random_cells_make_holes_as_large_as_the_saliency_does() -> None:
     score, inputs, _, targets = anything(4)
     coarse = torch.rand(4, 3, 3, generator=torch.Generator().manual_seed(9))
-    saliency = bicubic(coarse, (12, 12))
+    saliency = upsample_maps(coarse, (12, 12))
     found = deletion(score, inputs, saliency, targets, seeds=range(4), grid=(3, 3))
     assert found.curves.shape == (4, len(ORDERS), 29)
     alone = deletion(score, inputs, saliency, targets, seeds=range(4))

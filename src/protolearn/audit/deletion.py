@@ -20,7 +20,7 @@ from torch import Tensor
 
 from protolearn.audit.altered import exchanged, substrate
 from protolearn.audit.heat import uneven
-from protolearn.core.maps import bicubic
+from protolearn.core.maps import upsample_maps
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
 
@@ -49,7 +49,7 @@ def random_maps(seeds: Sequence[int], grid: Sequence[int], size: Sequence[int]) 
     torch.Size([2, 32, 32])
     """
     drawn = [torch.rand(*grid, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return bicubic(torch.stack(drawn) if drawn else torch.zeros(0, *grid), size)
+    return upsample_maps(torch.stack(drawn) if drawn else torch.zeros(0, *grid), size)
 
 
 def pixel_ranks(saliency: Tensor, ties: Tensor | None = None) -> Tensor:

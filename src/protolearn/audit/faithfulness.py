@@ -168,20 +168,3 @@ def correlation(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
     spread = (weights @ left.square() / total - a * a) * (weights @ right.square() / total - b * b)
     least = torch.finfo(torch.float64).eps * left.square().mean() * right.square().mean()
     return torch.where(spread > least, cross / spread.clamp_min(0).sqrt(), float("nan")).clamp(-1, 1)
-
-
-def rank_correlation(left: Tensor, right: Tensor) -> float | None:
-    """Return Spearman's correlation of values ``(n,)``, ties sharing their mean rank; None where it is undefined.
-
-    Examples
-    --------
-    >>> rank_correlation(torch.tensor([1.0, 2.0, 30.0]), torch.tensor([0.1, 0.4, 0.5]))
-    1.0
-    """
-    from scipy.stats import rankdata
-
-    if len(left) < 2:
-        return None
-    first, second = (torch.from_numpy(rankdata(each.detach().double().cpu().numpy())) for each in (left, right))
-    found = float(correlation(first, second, torch.ones(1, len(left))))
-    return None if found != found else found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.subject import Look
-from protolearn.core.maps import bicubic
+from protolearn.core.maps import upsample_maps
 
 
 def uneven(maps: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def heat(maps: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     maps = maps if maps.dtype == torch.float64 else maps.float()
     judged = uneven(maps)
     settled = torch.where(judged[..., None, None], maps, 0.0)
-    fine = bicubic(settled - settled.amin((-2, -1), keepdim=True), size)
+    fine = upsample_maps(settled - settled.amin((-2, -1), keepdim=True), size)
     judged = judged & uneven(fine)  # too few pixels may miss all there is
     low, high = fine.amin((-2, -1), keepdim=True), fine.amax((-2, -1), keepdim=True)
     scaled = (fine - low) / torch.where(judged[..., None, None], high - low, 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protolearn.core.maps import bicubic
+from protolearn.core.maps import upsample_maps
 from protolearn.structures import Box, Tokens
 
 
@@ -44,7 +44,8 @@ def upsample(maps: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
     """
     if maps.ndim != 3 or len(grid) != 2 or maps.shape[2] != grid[0] * grid[1]:
         raise ValueError(f"maps must be (B, P, S) with S = {tuple(grid)} positions, got {tuple(maps.shape)}")
-    return bicubic(_finite(maps).unflatten(2, (int(grid[0]), int(grid[1]))), size)
+    folded = _finite(maps).unflatten(2, (int(grid[0]), int(grid[1])))
+    return upsample_maps(folded, (int(size[0]), int(size[1])))
 
 
 def _finite(maps: Tensor) -> Tensor:

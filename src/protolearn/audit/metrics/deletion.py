@@ -13,7 +13,7 @@ from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.deletion import ORDERS, deletion
 from protolearn.audit.heat import evidence_map, pull, uneven
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.core.maps import bicubic
+from protolearn.core.maps import upsample_maps
 from protolearn.errors import UsageError
 
 SALIENCY = (
@@ -75,7 +75,7 @@ class PixelOrders(Metric):
             found = deletion(
                 self.setting.subject.scored,
                 seen.inputs[here],
-                bicubic(coarse[here], self._size),
+                upsample_maps(coarse[here], self._size),
                 targets[here],
                 steps=self.steps,
                 kind=kind,

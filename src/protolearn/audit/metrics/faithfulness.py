@@ -11,12 +11,12 @@ from torch import Tensor
 
 from protolearn.audit.altered import SUBSTRATES, substrate
 from protolearn.audit.bootstrap import interval_of, mean_of
+from protolearn.audit.continuity import rank_correlation
 from protolearn.audit.faithfulness import (
     additivity_gap,
     cell_boxes,
     correlation,
     leading,
-    rank_correlation,
     region_drops,
 )
 from protolearn.audit.heat import uneven
@@ -154,7 +154,7 @@ class PrototypeFaithfulness(Metric):
 
         return {
             "Pearson correlation": found if found == found else None,
-            "Spearman correlation": rank_correlation(promised, seen),
+            "Spearman correlation": mean_of(rank_correlation(promised.unsqueeze(0), seen.unsqueeze(0))),
             "mean absolute gap": mean_of(gap),
             "mean absolute gap, interval over cases": interval_of(mean_gap, len(names), self.setting.generator),
             "mean observed drop": mean_of(seen),
