@@ -205,7 +205,7 @@ def method_named(name: str) -> Callable[[_Job], Tensor]:
 
 def _captum() -> Any:
     try:
-        import captum.attr  # type: ignore[import-untyped]
+        import captum.attr
     except ImportError as error:
         raise MissingExtra("captum", "attribution", "attribution to pixels") from error
     return captum.attr
