@@ -199,7 +199,7 @@ class OutsideInsideRatio(ObjectHeat):
         """Return what a reader must know."""
         lost = counts["labelled cases whose figure is undefined"]
         more = (
-            f"{lost} cases are left out: a flat map, an object that fills the picture, or no heat on the object at all, "
+            f"{lost} cases are left out: a flat map, an object that fills the picture, or no heat on the object, "
             "which is as bad as can be and yet not in the mean."
         )
         return (*super().notes(counts), *((more,) if lost else ()))
