@@ -20,7 +20,20 @@ MAP = (
     "0 to 1; per prototype: its own map in the cases of its class"
 )
 ST = "ST-ProtoPNet (Wang et al., ICCV 2023), numbers from its authors' code"
-NEEDS, INSTEAD = ("maps", "labels", "objects"), ("deletion", "neighbour_purity")
+
+
+def _about(name: str, title: str, variant: str, better: str = "higher", source: str = ST, unit: str = "0-1") -> About:
+    """Return what is said of a metric of heat on objects, with what they all need."""
+    return About(
+        name,
+        title,
+        f"{variant}; {MAP}",
+        source,
+        better=better,
+        unit=unit,
+        needs=("maps", "labels", "objects"),
+        instead=("deletion", "neighbour_purity"),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +151,10 @@ class ObjectHeat(Metric):
 
 
 @metric(
-    About(
+    _about(
         name="content_heat",
         title="Content heat, mean inside",
-        variant=f"mean heat over the pixels of the object (not its share of all heat); {MAP}",
-        source=ST,
-        better="higher",
-        unit="0-1",
-        needs=NEEDS,
-        instead=INSTEAD,
+        variant="mean heat over the pixels of the object (not its share of all heat)",
     )
 )
 @dataclass
@@ -157,15 +165,11 @@ class ContentHeat(ObjectHeat):
 
 
 @metric(
-    About(
+    _about(
         name="content_heat_share",
         title="Content heat, share inside",
-        variant=f"heat inside the object divided by all heat; {MAP}",
+        variant="heat inside the object divided by all heat",
         source="the form usual elsewhere; numbers from a loop of our own",
-        better="higher",
-        unit="0-1",
-        needs=NEEDS,
-        instead=INSTEAD,
     )
 )
 @dataclass
@@ -176,16 +180,13 @@ class ContentHeatShare(ObjectHeat):
 
 
 @metric(
-    About(
+    _about(
         name="oirr",
         title="Outside-inside relevance ratio",
         variant="mean heat outside the object divided by mean heat inside; undefined, and left out, without heat "
-        f"inside or without a pixel outside; {MAP}",
-        source=ST,
+        "inside or without a pixel outside",
         better="lower",
         unit="ratio",
-        needs=NEEDS,
-        instead=INSTEAD,
     )
 )
 @dataclass
@@ -197,20 +198,18 @@ class OutsideInsideRatio(ObjectHeat):
     def notes(self, counts: dict[str, int]) -> tuple[str, ...]:
         """Return what a reader must know."""
         lost = counts["labelled cases whose figure is undefined"]
-        more = f"{lost} cases are left out: a flat map, no heat on the object, or an object that fills the picture."
+        more = (
+            f"{lost} cases are left out: a flat map, an object that fills the picture, or no heat on the object, "
+            "which is as bad as can be and yet not in the mean."
+        )
         return (*super().notes(counts), *((more,) if lost else ()))
 
 
 @metric(
-    About(
+    _about(
         name="iou",
         title="Overlap with the object",
-        variant=f"pixels with heat of 0.5 or more that are object, divided by pixels that are either (+ 1e-8); {MAP}",
-        source=ST,
-        better="higher",
-        unit="0-1",
-        needs=NEEDS,
-        instead=INSTEAD,
+        variant="pixels with heat of 0.5 or more that are object, divided by pixels that are either (+ 1e-8)",
     )
 )
 @dataclass
@@ -222,15 +221,11 @@ class Overlap(ObjectHeat):
 
 
 @metric(
-    About(
+    _about(
         name="pointing_game",
         title="Pointing game",
-        variant=f"share of maps whose hottest pixel, the first in row-major order, is object; {MAP}",
+        variant="share of maps whose hottest pixel, the first in row-major order, is object",
         source="CSR: the peak lies in the box; no tolerance around it",
-        better="higher",
-        unit="0-1",
-        needs=NEEDS,
-        instead=INSTEAD,
     )
 )
 @dataclass
