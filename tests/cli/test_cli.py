@@ -747,3 +747,78 @@ def test_associate(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: P
     Told(capsys, *common).failed(1, "the label 'age' must be 0, 1 or empty")
     Told(capsys, *common, "--only", "loop", "--correction", "bonferoni").failed(2, "bonferroni")
     Told(capsys, *common[:-4]).failed(2, "--labels")
+
+
+def test_similar(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path) -> None:
+    from protolearn.tasks.retrieve import similar_cases
+
+    told = Told(capsys, "similar", folder, picture, "--data", "digits", "--k", 3, "--quiet", "--device", "cpu")
+    assert told.code == 0, told.err
+    rows = list(csv.DictReader(io.StringIO(told.out)))
+    (query,) = similar_cases(load(folder), digits("test"), digits("train"), [7], k=3).queries
+    assert [row["similar"] for row in rows] == [one.case for one in query.found]
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert {row["case"] for row in rows} == {"seven.png"}
+    assert float(rows[0]["agreement"]) == pytest.approx(query.agreement)
+    assert set(rows[0]) == {"case", "predicted", "probability", "agreement", "rank", "similar", "class", "value"}
+    command = ["similar", folder, picture, picture, "--data", "digits", "--quiet", "--device", "cpu"]
+    found = Told(capsys, *command, "--json", "--by", "prototype").json["found"]
+    assert len(found) == 2 and found[0]["by"] == "prototype" and len(found[0]["queries"][0]["found"]) == 5
+    assert found[0]["queries"][0]["found"][0]["region"] is not None
+    out = Told(capsys, *command, "--by", "embedding", "--out", tmp_path / "similar.csv")
+    assert out.code == 0 and out.out == ""
+    assert len((tmp_path / "similar.csv").read_text().splitlines()) == 11
+
+
+def test_similar_to_prototypes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    command = ["similar", folder, "--data", "digits", "--prototypes", "3", "7", "--k", "2", "--device", "cpu"]
+    rows = list(csv.DictReader(io.StringIO(Told(capsys, *command).out)))
+    assert [row["prototype"] for row in rows] == ["3", "3", "7", "7"]
+    source = load(folder).bank.sources[3]
+    assert rows[0]["similar"] == source.case and float(rows[0]["value"]) == pytest.approx(0, abs=1e-5)
+    assert [float(rows[0][side]) for side in ("x0", "y0", "x1", "y1")] == pytest.approx(list(source.region))
+    told = Told(capsys, *command, "--out", tmp_path / "near.json")
+    assert "4 similar cases" in told.out
+    assert json.loads((tmp_path / "near.json").read_text())["found"][1]["owner"] == "7"
+
+
+def test_similar_refuses(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path) -> None:
+    Told(capsys, "similar", folder, "--data", "digits").failed(2, "pictures, or about --prototypes")
+    Told(capsys, "similar", folder, picture, "--data", "digits", "--prototypes", "3").failed(2, "one of the two")
+    Told(capsys, "similar", folder, picture).failed(2, "--data")
+    Told(capsys, "similar", folder, picture, "--data", "digits", "--k", "0").failed(2, "--k must be at least 1")
+    Told(capsys, "similar", folder, "--data", "digits", "--prototypes", "99").failed(2, "no prototype 99")
+
+
+def test_whatif(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    from protolearn.explain.alter import Alteration
+    from protolearn.explain.what_if import what_if
+
+    before = (folder / "model.safetensors").read_bytes()
+    model = load(folder)
+    wanted = what_if(model, digits("test"), Alteration(ban=(3, 7), reweight={5: 0.5}))
+    command = ["whatif", folder, "digits", "--ban", "3", "7", "--reweight", "5=0.5", "--device", "cpu"]
+    told = Told(capsys, *command)
+    assert told.code == 0, told.err
+    assert f"digits (test): {wanted.summary()}" in told.out
+    assert f"and {len(wanted.flips) - 20} more" in told.out or len(wanted.flips) <= 20
+    found = Told(capsys, *command, "--json").json
+    assert found["cases"] == 359
+    assert found["counts"] == wanted.counts
+    assert found["alteration"] == {"ban": [3, 7], "remove": [], "reweight": {"5": 0.5}}
+    assert [flip["case"] for flip in found["flips"]] == [flip.case for flip in wanted.flips]
+    Told(capsys, *command, "--out", tmp_path / "flips.csv", "--quiet")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "flips.csv").read_text())))
+    assert [row["case"] for row in rows] == [flip.case for flip in wanted.flips]
+    assert Told(capsys, "whatif", folder, "digits", "--remove", "3", "--everything", "--json").json["cases"] == 1797
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_whatif_refuses(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Told(capsys, "whatif", folder, "digits").failed(2, "nothing to ask")
+    Told(capsys, "whatif", folder, "digits", "--ban", "99").failed(2, "no prototype 99")
+    Told(capsys, "whatif", folder, "digits", "--ban", "sky").failed(2, "have no groups")
+    for wrong in ("5", "5=", "=0.5", "5=x"):
+        Told(capsys, "whatif", folder, "digits", "--reweight", wrong).failed(2, "WHO=FACTOR")
+    Told(capsys, "whatif", folder, "digits", "--reweight", "5=-1").failed(2, "at least 0")
+    Told(capsys, "whatif", folder, "digits", "--reweight", "5=1", "5=2").failed(2, "names 5 twice")

@@ -283,6 +283,37 @@ def _associate(parser: Any) -> None:
     _running(parser)
 
 
+def _similar(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("pictures", nargs="*", help="pictures, folders, .csv or .zip")
+    parser.add_argument("--data", required=True, help=f"the training data: {DATA}")
+    parser.add_argument("--k", type=int, default=5, help="training cases found for each (default: 5)")
+    parser.add_argument(
+        "--by", default="evidence", choices=["evidence", "embedding", "prototype"],
+        help="what makes cases alike: evidence of all prototypes, the embedding, or the one prototype that added most "
+        "(default: evidence)",
+    )  # fmt: skip
+    parser.add_argument("--prototypes", nargs="+", type=int, metavar="ID", help="ask about prototypes instead")
+    parser.add_argument(
+        "--search", default="auto", choices=["auto", "exact", "faiss"], help="auto: faiss when large and installed"
+    )
+    parser.add_argument("--out", help="file for the table (default: print it)")
+    _running(parser)
+
+
+def _whatif(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"cases to ask about: {DATA}; their held-out part where there is one")
+    parser.add_argument("--ban", nargs="+", default=[], metavar="WHO", help="prototypes by id, groups by name")
+    parser.add_argument("--remove", nargs="+", default=[], metavar="WHO", help="the same, cut out of the model")
+    parser.add_argument(
+        "--reweight", nargs="+", default=[], metavar="WHO=FACTOR", help="multiply what they add to every class"
+    )
+    parser.add_argument("--everything", action="store_true", help="ask about all cases, training cases too")
+    parser.add_argument("--out", help="file for the table of answers that change (default: print up to 20)")
+    _running(parser)
+
+
 def _methods(parser: Any) -> None:
     parser.add_argument("name", nargs="?", help="one method: its paper and all its settings")
 
@@ -398,6 +429,28 @@ COMMANDS: dict[str, Command] = {
         "associate",
         _associate,
         more="Needs statsmodels: pip install 'protolearn[association]'. The model is not changed.",
+    ),
+    "similar": Command(
+        "find the training cases most like pictures, or like prototypes, in the model's eyes",
+        """
+        protolearn similar model new.jpg --data photos/ --k 5
+        protolearn similar model new.jpg --data photos/ --by prototype --json
+        protolearn similar model --data photos/ --prototypes 3 7 --k 10
+        """,
+        "ask",
+        _similar,
+        more="A table with the similar cases of each picture, their classes, and the share of them that carry the "
+        "predicted class. A picture that is a training case itself is not found for itself.",
+    ),
+    "whatif": Command(
+        "show what would change if prototypes were banned, removed or given another weight",
+        """
+        protolearn whatif model photos/ --ban 3 7 --reweight 5=0.5
+        protolearn whatif model photos/ --ban background --everything --out flips.csv
+        """,
+        "ask",
+        _whatif,
+        more="The model is not changed and nothing is trained again: a copy is asked about the same cases.",
     ),
     "methods": Command(
         "list the methods: paper, area, whether verified and against what",

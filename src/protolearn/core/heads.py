@@ -30,11 +30,15 @@ class Head(nn.Module, ABC):
     sized_apart : tuple of str
         Parameters and buffers whose size follows neither from the settings nor from the number of prototypes, such as
         the leaves of a pruned tree; a saved state says it.
+    linear : bool
+        Logits are the offset plus weighed evidence times :meth:`per_unit`, and a prototype that is taken out of use
+        takes its own contribution along and nothing else.
     """
 
     sized_apart: ClassVar[tuple[str, ...]] = ()
     score_name: ClassVar[str] = "logit"
     reads: ClassVar[tuple[str, ...]] = ("evidence",)
+    linear: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, evidence: Tensor) -> Tensor:
@@ -114,6 +118,7 @@ def nothing_scores(scores: Tensor, least: float = 0.0) -> Tensor:
 class WeighedEvidence(Head):
     """``logits = evidence @ weight.T + bias``, the weights ``(C, P)`` learned or not."""
 
+    linear = True
     weight: Tensor
     bias: nn.Parameter | None
 
@@ -226,6 +231,7 @@ class ClassSoftmaxEvidence(Head):
     tensor([[4., 5.]], grad_fn=<MmBackward0>)
     """
 
+    linear = True
     owned: Tensor
 
     def __init__(self, ownership: Tensor) -> None:

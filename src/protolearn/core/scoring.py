@@ -50,6 +50,7 @@ class ScoringSheet(Head):
     tensor([[1., 1.]], grad_fn=<MmBackward0>)
     """
 
+    linear: ClassVar[bool] = True
     score_name: ClassVar[str] = "score"
 
     def __init__(self, raw: Tensor, *, power: float = 2.0, shrink: float = 1e-3, clip: float = 0.0) -> None:
