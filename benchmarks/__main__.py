@@ -20,6 +20,7 @@ NAMES = (
     "projection",
     "last_layer",
     "maps",
+    "audits",
     "batch_job",
     "startup",
     "tables",

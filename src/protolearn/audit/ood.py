@@ -16,6 +16,7 @@ from torch import Tensor
 
 from protolearn.audit.abstention import separation
 from protolearn.audit.bootstrap import DRAWS, resampled
+from protolearn.core.scorer import cases_for, threshold_at
 from protolearn.errors import UsageError, look_up
 
 Positive = Literal["known", "foreign"]
@@ -104,11 +105,11 @@ def false_positive_rate(known: np.ndarray, foreign: np.ndarray, convention: Conv
         right, wrong = -wrong, -right
     if how.rule == "percentile":
         return float((wrong > np.quantile(right, 1 - how.rate)).mean())
-    return float((wrong >= np.sort(right)[::-1][_first(how.rate, len(right)) - 1]).mean())
+    return float((wrong >= threshold_at(torch.from_numpy(right), how.rate)).mean())
 
 
 @dataclass(frozen=True)
-class Detection:
+class OODMetrics:
     """How well one score tells one set of foreign cases from the known ones; shares from 0 to 1.
 
     Attributes
@@ -155,7 +156,7 @@ class Detection:
 
 
 FIGURES = ("auroc", "aupr_known", "aupr_foreign", "fpr", "detection_error", "error_rate", "autc")
-"""Names of the figures of a :class:`Detection`."""
+"""Names of the figures of a :class:`OODMetrics`."""
 
 
 def detect(
@@ -165,7 +166,7 @@ def detect(
     convention: Convention | None = None,
     generator: torch.Generator | None = None,
     draws: int = DRAWS,
-) -> Detection:
+) -> OODMetrics:
     """Compare confidences of known cases ``(n,)`` and foreign ones ``(m,)``.
 
     Intervals are worked out where a generator is given. They say how far a figure would move with other cases of the
@@ -192,7 +193,7 @@ def detect(
     passed = len(foreign) - np.searchsorted(np.sort(foreign), above)
     balanced = (refused / len(known) + passed / len(foreign)) / 2
     mixed = (refused + passed) / (len(known) + len(foreign))
-    return Detection(
+    return OODMetrics(
         known=len(known),
         foreign=len(foreign),
         auroc=areas.auroc,
@@ -295,7 +296,7 @@ def _auroc(known: np.ndarray, foreign: np.ndarray, heavy: Tensor, light: Tensor)
 
 def _fpr(right: np.ndarray, wrong: np.ndarray, heavy: Tensor, light: Tensor, rate: float) -> Tensor:
     """Return ``(R,)``: the share of ``wrong`` at or above the highest of ``right`` that ``rate`` of these reach."""
-    needed = _first(rate, len(right))
+    needed = cases_for(rate, len(right))
     last = (_below(heavy)[:, :-1] <= len(right) - needed).sum(1) - 1
     missed = torch.from_numpy(np.searchsorted(wrong, right[last.numpy()], "left")).unsqueeze(1)
     return 1 - _below(light).gather(1, missed).squeeze(1) / light.sum(1)
@@ -304,11 +305,6 @@ def _fpr(right: np.ndarray, wrong: np.ndarray, heavy: Tensor, light: Tensor, rat
 def _below(weights: Tensor) -> Tensor:
     """Return ``(R, n + 1)``: how much weight lies before each place."""
     return torch.cat([weights.new_zeros(len(weights), 1), weights.cumsum(1)], 1)
-
-
-def _first(rate: float, count: int) -> int:
-    """Return the least number of cases that is this share of them."""
-    return max(1, -int(-(rate * count - 1e-9) // 1))
 
 
 def _pair(known: np.ndarray, foreign: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

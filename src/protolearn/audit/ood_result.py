@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from protolearn.audit.classification import ClassificationResult
-from protolearn.audit.ood import FIGURES, Convention, Detection
+from protolearn.audit.ood import FIGURES, Convention, OODMetrics
 from protolearn.audit.result import _finite, figure, span
 from protolearn.core.scorer import Scorer
 from protolearn.errors import UsageError, look_up
@@ -70,7 +70,7 @@ class OODResult:
         Ids, by part: "known" and the sets.
     confidences : mapping of str to mapping
         ``(n,)`` by score and part; -inf where a score gave NaN, which counts as unknown.
-    detections : mapping of (str, str) to Detection
+    detections : mapping of (str, str) to OODMetrics
         By score and set.
     by_class : mapping of (str, str) to mapping
         AUROC of each known class against the set, by score and set.
@@ -92,7 +92,7 @@ class OODResult:
     kinds: Mapping[str, str]
     cases: Mapping[str, tuple[str, ...]]
     confidences: Mapping[str, Mapping[str, np.ndarray]]
-    detections: Mapping[tuple[str, str], Detection]
+    detections: Mapping[tuple[str, str], OODMetrics]
     by_class: Mapping[tuple[str, str], Mapping[str, float]]
     by_foreign_class: Mapping[tuple[str, str], Mapping[str, float]]
     examples: tuple[ForeignCase, ...] = ()
@@ -104,7 +104,7 @@ class OODResult:
         """Labels of the scores, in the order asked for."""
         return tuple(self.specs)
 
-    def __getitem__(self, key: tuple[str, str]) -> Detection:
+    def __getitem__(self, key: tuple[str, str]) -> OODMetrics:
         """Return what a score did on a set: ``result["energy", "textures"]``.
 
         Raises

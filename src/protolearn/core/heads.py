@@ -56,6 +56,15 @@ class Head(nn.Module, ABC):
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes (row indices of the bank)."""
 
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Let one prototype speak for its twins too, which bring the very same evidence and are about to go.
+
+        ``row`` and ``twins`` are rows of the bank. Returns whether no score changes; where a head cannot do that, it
+        changes nothing and returns False.
+        """
+        return False
+
     def read(self, out: Output) -> Tensor:
         """Return logits ``(B, C)`` for the path so far (its own ``logits`` are not filled in yet)."""
         logits: Tensor = self(out.evidence)
@@ -120,6 +129,12 @@ class WeighedEvidence(Head):
     def contributions(self, evidence: Tensor) -> Tensor:
         """Return evidence times weight, ``(B, C, P)``."""
         return evidence.unsqueeze(1) * self.weight
+
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Add the weights of the twins to that of the one that stays."""
+        move_columns(self.weight, row, twins)
+        return True
 
     def offset(self) -> Tensor:
         """Return the bias, or zeros."""
@@ -351,6 +366,10 @@ class NearestOfClass(Head):
         """Return ``(C, P)``: a unit of evidence adds one to the own class, where it wins."""
         return torch.nn.functional.one_hot(self.owner + 1, self.classes + 1)[:, 1:].T.float()
 
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Return whether all are of one class: of equal ones the first wins, and the score is the same with fewer."""
+        return bool((self.owner[twins] == self.owner[row]).all())
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes."""
         self.owner = self.owner[rows]
@@ -358,6 +377,12 @@ class NearestOfClass(Head):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_to(self, state_dict, prefix, ("owner",))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def move_columns(table: Tensor, row: int, twins: Tensor) -> None:
+    """Add some columns of a table ``(..., P)`` to one of them, in place, and set them to 0."""
+    table[..., row] += table[..., twins].sum(-1)
+    table[..., twins] = 0.0
 
 
 def resize_to(module: nn.Module, state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from protolearn.explain.lettering import number, percent
 from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.audits import audits
+from protolearn.explain.sections.honesty import honesty_section
 from protolearn.explain.sections.novelty import novelty as novelty_section
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
@@ -105,6 +106,7 @@ def _document(known: Gathered, audited: AuditResult | None, novelty: OODResult |
         ("scores", "How good it is", scores(known)),
         ("prototypes", "Prototypes", prototypes(known)),
         ("predictions", "Predictions", predictions(known)),
+        ("sees", "How far a place really sees", honesty_section(known)),
         ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),
         ("novelty", "Known and foreign", "" if novelty is None else novelty_section(novelty, known.painter)),
         ("attention", "Worth a look", attention(known)),

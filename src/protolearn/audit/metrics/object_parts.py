@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -185,15 +186,24 @@ class HitStability(PartHits):
         )  # fmt: skip
 
 
+_clean: WeakKeyDictionary[Seen, dict[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
 class BoxHits(PartHits):
     """The region is a square around the peak of the map."""
 
     half_side: int
 
     def hits(self, maps: Tensor, counted: Tensor, seen: Seen) -> Tensor:
-        """Return ``(B, P, N)`` bool."""
-        points = seen.marks.points_at(self.size)
-        return part_hits(maps, counted, points, seen.marks.visible, size=self.size, half_side=self.half_side)
+        """Return ``(B, P, N)`` bool; those of the maps as they are, without noise, are found once for all metrics."""
+        kept = _clean.setdefault(seen, {}) if maps is seen.look.maps else {}
+        region = (self.size, self.half_side)
+        if region not in kept:
+            points = seen.marks.points_at(self.size)
+            kept[region] = part_hits(
+                maps, counted, points, seen.marks.visible, size=self.size, half_side=self.half_side
+            )
+        return kept[region]
 
     def about_region(self) -> str:
         """Return a sentence on how large the region is beside a cell."""
