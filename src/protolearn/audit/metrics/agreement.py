@@ -10,8 +10,8 @@ from torch import Tensor
 
 from protolearn.audit.agreement import Matching, cosines, matched, set_overlaps, top_sets, varying
 from protolearn.audit.bootstrap import mean_interval
+from protolearn.audit.cases import CaseValues
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.rows import CaseRows
 from protolearn.audit.subject import ModelSubject, Subject
 
 
@@ -37,7 +37,7 @@ class CrossRunStabilityMetric(Metric):
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self._rows = CaseRows()
+        self._cases = CaseValues()
 
     def update(self, seen: Seen) -> None:
         """Take in a batch; the second model is shown the same inputs."""
@@ -45,13 +45,13 @@ class CrossRunStabilityMetric(Metric):
         assert twin is not None
         with twin.looking():
             other = twin.look(seen.inputs.to(_device(twin, seen.inputs)), maps=False)
-        self._rows.add(seen.indices, one=seen.look.scores, other=other.scores)
+        self._cases.add(seen.part, seen.indices, one=seen.look.scores, other=other.scores)
 
     def result(self) -> Score:
         """Return the mean likeness of matched prototypes."""
         subject, twin = self.setting.subject, self.setting.twin
         assert twin is not None
-        one, other = self._rows["one"], self._rows["other"]
+        one, other = (self._cases.of("cases", name) for name in ("one", "other"))
         live, twins = (_rows(scores, each) for scores, each in ((one, subject), (other, twin)))
         by_cases, chance = self._by_cases(one[:, live], other[:, twins])
         extras: dict[str, Any] = {

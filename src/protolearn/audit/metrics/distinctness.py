@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import interval_of, mean_interval, mean_of
+from protolearn.audit.cases import CaseValues
 from protolearn.audit.distinctness import (
     Likeness,
     likeness,
@@ -20,7 +21,6 @@ from protolearn.audit.distinctness import (
     unit_rows,
 )
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.rows import CaseRows
 
 CASE_DRAWS = 500
 """Resamplings of cases behind the interval of a correlation: each asks for every pair again."""
@@ -188,15 +188,15 @@ class EvidenceCorrelationMetric(PairMetric):
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self._rows = CaseRows()
+        self._cases = CaseValues()
 
     def update(self, seen: Seen) -> None:
         """Take in a batch."""
-        self._rows.add(seen.indices, scores=seen.look.scores)
+        self._cases.add(seen.part, seen.indices, scores=seen.look.scores)
 
     def result(self) -> Score:
         """Return the mean correlation of two prototypes."""
-        scores = self._rows["scores"].double()
+        scores = self._cases.of("cases", "scores").double()
         units, real = standard_rows(scores.T)
         _, parts = self.scored(units, real, without="prototypes whose score never changes", like="correlation")
         kept = scores[:, real & self.setting.subject.usable.cpu()]
