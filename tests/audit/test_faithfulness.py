@@ -14,7 +14,6 @@ from protolearn.audit.altered import covered
 from protolearn.audit.faithfulness import (
     additivity_gap,
     cell_boxes,
-    correlation,
     leading,
     region_drops,
 )
@@ -172,19 +171,6 @@ def test_drops_are_differences_of_looks() -> None:
     assert torch.allclose(found.score, torch.stack([look.logits[0, 0], torch.tensor(0.0), look.logits[2, 0]]))
     assert torch.allclose(found.own, torch.stack([look.scores[0, 1], torch.tensor(0.0), 2 * look.scores[2, 0]]))
     assert none.score.shape == none.own.shape == (0,)
-
-
-def test_correlations() -> None:
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(30, generator=g).double(), torch.randn(30, generator=g).double()
-    y = y + 0.5 * x
-    counts = torch.randint(0, 3, (5, 30), generator=g)
-    for row, found in zip(counts, correlation(x, y, counts), strict=True):
-        a, b = x.repeat_interleave(row).numpy(), y.repeat_interleave(row).numpy()
-        assert float(found) == pytest.approx(np.corrcoef(a, b)[0, 1])
-    far = correlation(1e8 + x, y, torch.ones(1, 30))
-    assert float(far) == pytest.approx(np.corrcoef(x.numpy(), y.numpy())[0, 1], abs=1e-6)
-    assert correlation(torch.full((4,), 0.1), torch.arange(4.0), torch.ones(1, 4)).isnan().all()
 
 
 # ----- additivity --------------------------------------------------------------------------------------------------

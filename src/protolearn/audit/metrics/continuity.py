@@ -14,10 +14,10 @@ from protolearn.audit.continuity import (
     Move,
     cropped,
     peak_pixels,
-    rank_correlation,
     region_overlap,
     shifted,
 )
+from protolearn.audit.correlation import rank_correlation
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.audit.pairs import JudgedPairs
 from protolearn.audit.subject import Look

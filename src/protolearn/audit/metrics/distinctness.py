@@ -11,14 +11,13 @@ from torch import Tensor
 
 from protolearn.audit.bootstrap import interval_of, mean_interval, mean_of
 from protolearn.audit.cases import CaseValues
+from protolearn.audit.correlation import standard_rows, unit_rows
 from protolearn.audit.distinctness import (
     Likeness,
     likeness,
     mean_over_pairs,
     mean_squared_distance,
     orthogonality,
-    standard_rows,
-    unit_rows,
 )
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 

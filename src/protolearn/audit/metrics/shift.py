@@ -9,10 +9,10 @@ from torch import Tensor
 
 from protolearn.audit.bootstrap import interval_of, mean_interval, mean_of
 from protolearn.audit.cases import CaseValues
+from protolearn.audit.correlation import row_correlation
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.audit.shift import (
     activation_consistency,
-    activation_correlation,
     activation_distance_share,
     contribution_change,
     shift_agreement,
@@ -123,7 +123,7 @@ class ActivationConsistencyMetric(ByPart):
                 if len(one) > 1
                 else None,
                 "1 - distance over length": mean_of(activation_distance_share(one, two)),
-                "correlation over prototypes": mean_of(activation_correlation(one, two)),
+                "correlation over prototypes": mean_of(row_correlation(one, two)),
             },
             notes=(
                 "Scores that are never negative have a high cosine in any two cases: compare with no relation.",
