@@ -16,7 +16,6 @@ from protolearn.audit.metric import Metric, Score, make_metric
 from protolearn.audit.pairs import Pairs
 from protolearn.audit.purity import (
     cell_patches,
-    cut_patches,
     in_patches,
     merged,
     merged_sides,
@@ -249,11 +248,6 @@ def test_patches_of_other_grids() -> None:
     assert cell_patches(torch.tensor([0]), (1, 1)).tolist() == [[96, 128, 96, 128]]
     with pytest.raises(UsageError, match="a patch must be"):
         cell_patches(torch.tensor([0]), (7, 7), size=16)
-
-
-def test_too_large_patches_are_cut_round_their_centre() -> None:
-    cut = cut_patches(torch.tensor([[0, 224, 10, 30], [0, 33, 0, 34]]))
-    assert cut.tolist() == [[96, 128, 10, 30], [0, 33, 1, 33]]
 
 
 def test_borders_count_and_hidden_points_do_not() -> None:

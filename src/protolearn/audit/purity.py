@@ -79,22 +79,6 @@ def _starts(index: Tensor, count: int, size: int, side: int, *, early: bool) -> 
     return torch.where(index == count - 1, size - side, start.clamp_max(size - side))
 
 
-def cut_patches(patches: Tensor, side: int = 32) -> Tensor:
-    """Return patches ``(..., 4)`` y0, y1, x0, x1 of which longer sides are cut to ``side`` round the centre.
-
-    For regions that another method cuts out: the larger a patch, the purer it looks. Half of what is too much, rounded
-    down, goes at either end, so an odd surplus leaves one pixel more.
-
-    Examples
-    --------
-    >>> cut_patches(torch.tensor([[0, 72, 10, 40]])).tolist()
-    [[20, 52, 10, 40]]
-    """
-    low, high = patches[..., 0::2], patches[..., 1::2]
-    half = torch.div((high - low - side).clamp_min(0), 2, rounding_mode="floor")
-    return torch.stack([low + half, high - half], -1).flatten(-2)
-
-
 def in_patches(points: Tensor, visible: Tensor, patches: Tensor) -> Tensor:
     """Return ``(..., N)`` bool: which visible key points lie in a patch, borders included.
 
