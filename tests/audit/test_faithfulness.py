@@ -10,16 +10,17 @@ import torch
 from tests.audit.planted import planted, seen, setting
 from torch import Tensor
 
-from protolearn.audit.altered import covered
+from protolearn.audit.blanking import covered
 from protolearn.audit.faithfulness import (
     additivity_gap,
     cell_boxes,
     leading,
     region_drops,
 )
+from protolearn.audit.look import Look
 from protolearn.audit.marks import no_marks
 from protolearn.audit.metric import Score, Seen, make_metric
-from protolearn.audit.subject import AdaptedSubject, Look
+from protolearn.audit.subject import AdaptedSubject
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import UsageError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from protolearn.audit.look import Look
 from protolearn.audit.nearest import nearest_places
-from protolearn.audit.subject import Look, ModelSubject
+from protolearn.audit.subject import ModelSubject
 from protolearn.encoders import SmallEncoder
 from protolearn.methods import get_method
 

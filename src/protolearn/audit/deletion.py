@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.audit.altered import exchanged, substrate
+from protolearn.audit.blanking import exchanged, substrate
 from protolearn.audit.heat import uneven
 from protolearn.core.maps import upsample_maps
 from protolearn.core.model import PrototypeModel

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.audit.altered import covered
-from protolearn.audit.subject import Look, Subject
+from protolearn.audit.blanking import covered
+from protolearn.audit.look import Look
+from protolearn.audit.subject import Subject
 from protolearn.errors import UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from protolearn.audit.subject import Look
+from protolearn.audit.look import Look
 
 
 def nearest_places(look: Look) -> tuple[Tensor, Tensor]:

@@ -13,15 +13,16 @@ from torch import Tensor
 
 import protolearn.audit.metrics  # noqa: F401  its modules register themselves
 from protolearn.audit.classification import ClassificationResult, score_logits
+from protolearn.audit.look import Look
 from protolearn.audit.marks import no_marks
 from protolearn.audit.metric import METRICS, NEEDS, PASSES, Metric, Seen, Setting, make_metric
 from protolearn.audit.object_parts import disturb
 from protolearn.audit.result import AuditResult, Refused
-from protolearn.audit.subject import Look, Subject, facts, subject_of
+from protolearn.audit.subject import Subject, facts, subject_of
 from protolearn.data.cases import view_seed
 from protolearn.errors import ProtolearnError, UsageError
 from protolearn.explain.passes import CaseList, inputs_over, labels_for, track
-from protolearn.tasks.marks import has_objects, marks_of, parts_of
+from protolearn.tasks.audit_marks import has_objects, marks_of, parts_of
 
 ALL, QUICK = "all", "quick"
 

@@ -24,8 +24,8 @@ from protolearn.explain.passes import device_of, evaluating, inputs_over, labels
 from protolearn.explain.survey import predicted_contribution
 from protolearn.tasks.audit import QUICK, audit
 from protolearn.tasks.classify import evaluate, kept_scores
-from protolearn.tasks.mending import Change, ban_background, ban_named, drop, merge_twins
-from protolearn.tasks.repaired import RepairResult
+from protolearn.tasks.repair_result import RepairResult
+from protolearn.tasks.repair_steps import Change, ban_background, ban_named, drop, merge_twins
 from protolearn.training.refit import refit_head
 
 HEAT = "content_heat_share"

@@ -18,9 +18,9 @@ from protolearn.audit.continuity import (
     shifted,
 )
 from protolearn.audit.correlation import rank_correlation
+from protolearn.audit.look import Look
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.audit.pairs import JudgedPairs
-from protolearn.audit.subject import Look
 from protolearn.errors import UsageError
 
 RANDOM = 4096

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protolearn.audit.altered import SUBSTRATES, substrate
+from protolearn.audit.blanking import SUBSTRATES, substrate
 from protolearn.audit.bootstrap import interval_of, mean_of
 from protolearn.audit.correlation import rank_correlation, weighted_correlation
 from protolearn.audit.faithfulness import (

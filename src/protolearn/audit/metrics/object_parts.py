@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import mean_interval, mean_of
+from protolearn.audit.look import Look
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.audit.object_parts import consistency_of, keeps_to_a_part, part_hits
 from protolearn.audit.pairs import PairList, Pairs, mean_rate
-from protolearn.audit.subject import Look
 
 NOTHING = "No prototype has a case of its class: there is nothing to judge by."
 SOURCE = "EvalProtoPNet (Huang et al., ICCV 2023), numbers from its authors' code"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from protolearn.audit.look import Look
 from protolearn.audit.metric import About, Seen, Setting, metric
 from protolearn.audit.metrics.object_parts import HitConsistency, HitStability, PartHits
 from protolearn.audit.object_parts import disturb
 from protolearn.audit.segmented import segment_hits
-from protolearn.audit.subject import Look
 
 SOURCE = "ScaleProtoSeg (Porta et al., WACV 2025), on key points and pictures of one label"
 AREA = "region: the bicubic map above its own 0.8 quantile, at 224 pixels; a part is hit where its key point's pixel "
