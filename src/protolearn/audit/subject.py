@@ -59,6 +59,12 @@ class Subject(ABC):
     preprocess: Any
     module: nn.Module
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; the CPU for one without a parameter or buffer."""
+        held = [*self.module.parameters(), *self.module.buffers()]
+        return held[0].device if held else torch.device("cpu")
+
     @abstractmethod
     def look(self, inputs: Tensor, *, maps: bool = True) -> Look:
         """Return what the model puts out for a batch of inputs; without ``maps`` where nobody reads them."""

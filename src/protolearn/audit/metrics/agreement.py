@@ -44,7 +44,7 @@ class CrossRunStabilityMetric(Metric):
         twin = self.setting.twin
         assert twin is not None
         with twin.looking():
-            other = twin.look(seen.inputs.to(_device(twin, seen.inputs)), maps=False)
+            other = twin.look(seen.inputs.to(twin.device), maps=False)
         self._cases.add(seen.part, seen.indices, one=seen.look.scores, other=other.scores)
 
     def result(self) -> Score:
@@ -136,11 +136,6 @@ def _same_class(one: Subject, other: Subject, pairs: list[tuple[int, int]]) -> f
     ours, theirs = (one.ownership.cpu() > 0)[a][:, at], (other.ownership.cpu() > 0)[b][:, to]
     owned = ours.any(1) & theirs.any(1)
     return float((ours & theirs).any(1)[owned].double().mean()) if owned.any() else None
-
-
-def _device(subject: Subject, inputs: Tensor) -> torch.device:
-    held = next(iter([*subject.module.parameters(), *subject.module.buffers()]), inputs)
-    return held.device
 
 
 __all__ = ["CrossRunStabilityMetric", "same_embedding"]
