@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from protolearn.audit.look import Look, finite_maps, settled
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
 from protolearn.structures import Output
 
@@ -100,14 +101,8 @@ class Subject(ABC):
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Evaluate without gradients and without dropout, and give every module its own mode back."""
-        modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluating(self.module), torch.no_grad():
+            yield
 
 
 class ModelSubject(Subject):

@@ -23,11 +23,12 @@ from torch.nn import functional as F
 from protolearn.audit.deletion import area, exchanged, pixel_ranks, shuffles, substrate
 from protolearn.audit.heat import uneven
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
 from protolearn.explain.attribution import METHODS, Settings, attribute, method_named
 from protolearn.explain.faithfulness_result import RANDOM, Comparison
 from protolearn.explain.gradients import Prototype, best_places, placed, rows_of, sound
-from protolearn.explain.passes import device_of, evaluating
+from protolearn.explain.passes import device_of
 from protolearn.explain.survey import predicted_contribution
 
 BLANKS = ("fill", "blur")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
 from protolearn.explain.boxes import area, bounding_box, box_overlap, holding_box, share_inside
 from protolearn.explain.gradients import (
@@ -36,7 +37,7 @@ from protolearn.explain.gradients import (
     slopes,
     sound,
 )
-from protolearn.explain.passes import device_of, evaluating
+from protolearn.explain.passes import device_of
 from protolearn.explain.regions import percentile_boxes, upsample
 from protolearn.structures import Box
 
