@@ -27,11 +27,12 @@ RANDOM = 4096
 """Pairs of random regions behind the level of chance."""
 
 
+@dataclass
 class PeakMetric(Metric):
     """Compares where prototypes of the predicted class peak in a picture and in an altered one."""
 
-    half_side: int
-    size: int
+    half_side: int = 36
+    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
@@ -136,9 +137,6 @@ class PeakMetric(Metric):
 class ContinuityMetric(PeakMetric):
     """Whether a prototype points at the same place when the picture hardly changes; needs no annotation."""
 
-    half_side: int = 36
-    size: int = 224
-
     def update(self, seen: Seen) -> None:
         """Take in a batch and its noisy versions."""
         self.compare(seen, (("noise", look, Move()) for look in seen.noisy))
@@ -167,8 +165,6 @@ class ContinuityMetric(PeakMetric):
 class MovesMetric(PeakMetric):
     """Whether a prototype stays with its place in the object when the picture moves; needs no annotation."""
 
-    half_side: int = 36
-    size: int = 224
     pixels: int = 8
     crop: float = 0.9
 

@@ -20,12 +20,13 @@ NOTHING = "No prototype has a case with a visible part to be judged by: see coun
 PATCH = "a patch is a square of 32 pixels of 224 at the best cell; left and right are one part"
 
 
+@dataclass
 class PatchPurity(Metric):
     """What both forms of purity have in common: everything but which cases a prototype is judged by."""
 
-    weight: float
-    side: int
-    size: int
+    weight: float = 1e-5
+    side: int = 32
+    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
@@ -173,9 +174,6 @@ class PurityMetric(PatchPurity):
     """Whether the pictures that show a prototype best all show the same part there."""
 
     k: int = 10
-    weight: float = 1e-5
-    side: int = 32
-    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
@@ -216,9 +214,6 @@ class PurityAllMetric(PatchPurity):
     """Whether every picture in which a prototype is present shows the same part there."""
 
     threshold: float = 0.5
-    weight: float = 1e-5
-    side: int = 32
-    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
