@@ -25,6 +25,7 @@ from common import ROOT, data_folder, load, made, make_encoder
 
 from protolearn.audit.metric import METRICS, make_metric
 from protolearn.audit.result import AuditResult, figure
+from protolearn.audit.subject import subject_of
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Annotation, arrays
 from protolearn.data.cases import Cases
@@ -102,7 +103,7 @@ def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     for names, cases in ((quick, test), (costly, spread(test, args.cases))):
         chosen = [
             make_metric(n, substrates=("zero",)) if n in ("deletion", "insertion") else make_metric(n)
-            for n in runnable(names, name)
+            for n in runnable(names, name, model)
         ]
         found = audit(model, cases, train, metrics=chosen, outside=outside, twin=twin, batch_size=32)
         part = plain(found)
@@ -114,9 +115,10 @@ def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     return entry
 
 
-def runnable(names: list[str], data: str) -> list[str]:
-    """Return the metrics that the marks of a set allow; a shift of the same cases is not made here."""
+def runnable(names: list[str], data: str, model: PrototypeModel) -> list[str]:
+    """Return the metrics that the marks of a set and the model allow; a shift of the same cases is not made here."""
     lacking = {"shifted"} | ({"points"} if data == "wbc" else set())
+    lacking |= {need for need in ("weights", "vectors") if getattr(subject_of(model), need) is None}
     return [name for name in names if not lacking & set(METRICS[name].about.needs)]
 
 

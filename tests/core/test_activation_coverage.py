@@ -117,6 +117,14 @@ def test_batches_do_not_matter() -> None:
     assert torch.allclose(one.score_inputs(net, known)[:5], many.score_inputs(net, known[:5]))
 
 
+def test_it_asks_in_evaluation_mode_and_gives_the_mode_back() -> None:
+    net, known = nn.Sequential(network()[0], nn.Dropout(0.5), nn.BatchNorm1d(12), nn.Linear(12, 3)).train(), cases(50)
+    score = ActivationCoverage(layers=["2"], bins=10).fit_inputs(net, [known])
+    assert torch.equal(score.score_inputs(net, known), score.score_inputs(net, known))
+    assert all(module.training for module in net.modules())
+    assert int(net[2].num_batches_tracked) == 0
+
+
 def test_a_layer_of_its_own_settings_is_that_layer_alone() -> None:
     net, known = network(), cases(60)
     both = ActivationCoverage(layers=["1", "3"], alpha=[5.0, 50.0], bins=[10, 20], saturation=[2, 9])
@@ -198,8 +206,6 @@ def test_what_cannot_be_counted() -> None:
         ActivationCoverage(layers=["3"]).fit_inputs(network(classes=1), [cases(9)])
     with pytest.raises(UsageError, match="no module 'encoder'"):
         ActivationCoverage().fit_inputs(net, [cases(9)])
-    with pytest.raises(UsageError, match="evaluation mode"):
-        ActivationCoverage(layers=["3"]).fit_inputs(network().train(), [cases(9)])
     view = View(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(UsageError, match="fit_inputs"):
         make_scorer("nac").fit(view, torch.zeros(2))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from protolearn.core.modes import evaluating
 from protolearn.core.scorer import Scorer, View, scorer
 from protolearn.core.taps import POOLINGS, Tapped, pool, tapping
 from protolearn.errors import UsageError, look_up
@@ -132,8 +133,8 @@ class ActivationCoverage(Scorer):
     """How well known cases cover the states that a case's neurons are in, on the mean over neurons and layers.
 
     It depends strongly on ``alpha``, ``bins`` and ``saturation``, which the paper searches for each layer on foreign
-    cases set aside for that; the defaults are its values for the last layer of a small network, not searched. It
-    differentiates the model, which has to be in evaluation mode, and asks it twice: use it where that is affordable.
+    cases set aside for that; the defaults are its values for the last layer of a small network, not searched. It runs
+    the model once more, in evaluation mode so that cases do not influence each other, and differentiates it.
 
     Parameters
     ----------
@@ -223,11 +224,9 @@ class ActivationCoverage(Scorer):
         Raises
         ------
         UsageError
-            If a layer does not exist, or the model is not in evaluation mode.
+            If a layer does not exist or takes no part in a pass.
         """
-        if model.training:
-            raise UsageError("nac differentiates a model in evaluation mode: call model.eval() first")
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), evaluating(model):
             given = inputs.clone() if inputs.is_inference() else inputs
             with tapping(model, self.layers, gradients=True) as seen:
                 out = model(given)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.ood_result import ForeignCase
+from protolearn.core.modes import evaluating
 from protolearn.core.scorer import Scorer, View, joined
 from protolearn.core.views import ModelViews, Views
 from protolearn.data.splits import group_split, stratified_split
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.explain import explain
-from protolearn.explain.passes import CaseList, evaluating, inputs_over, labels_for, picture_of, track
+from protolearn.explain.passes import CaseList, inputs_over, labels_for, picture_of, track
 
 
 class _Ran(NamedTuple):
