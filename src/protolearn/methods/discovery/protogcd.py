@@ -43,7 +43,7 @@ from protolearn.core.necks import gelu_layers, identity_linear
 from protolearn.core.settings import above, at_least, rates_of, require, within
 from protolearn.core.starts import centre_inputs, start_beside_known
 from protolearn.objectives.classification import cross_entropy
-from protolearn.objectives.contrastive import info_nce, supervised_contrastive
+from protolearn.objectives.contrastive import group_contrast
 from protolearn.objectives.self_labelling import cross_view, crowding, uneven_use
 from protolearn.structures import Output
 
@@ -133,15 +133,15 @@ class ProtoGCD(Method):
         hard = out.scheduled.get("hard", self.hard_stop)
         how = {"student": self.temperature, "teacher": self.teacher_temperature}
         assert out.tokens is not None, "this head is never trained alone"
-        side = out.tokens.extras["projection"]
-        one, other = side.chunk(2) if out.paired else (side[:0], side[:0])
+        side = nn.functional.normalize(out.tokens.extras["projection"], dim=1)
+        cases = torch.arange(len(first), device=side.device).repeat(len(side) // max(1, len(first)))
         return {
             "pseudo_labels": cross_view(first, second, hard, **how),
             "evenness": uneven_use(out.evidence, self.temperature),
             "crowding": crowding(out.bank.vectors, self.temperature),
             "cross_entropy": cross_entropy(out.logits, labels),
-            "contrast": info_nce(one, other, self.contrast_temperature),
-            "supervised_contrast": supervised_contrastive(side, labels, self.supervised_temperature),
+            "contrast": group_contrast(side, cases, self.contrast_temperature),
+            "supervised_contrast": group_contrast(side, labels, self.supervised_temperature),
         }
 
     def weights(self) -> dict[str, float]:
