@@ -70,6 +70,8 @@ class Cluster:
         Of a new cluster: the old class whose centre is most alike.
     likeness : float or None
         The cosine of both centres.
+    beside : tuple of str
+        Of a new cluster: ids of the labelled cases, of whatever class, nearest to its centre, nearest first.
     """
 
     index: int
@@ -83,6 +85,7 @@ class Cluster:
     doubtful: tuple[str, ...]
     nearest: str | None = None
     likeness: float | None = None
+    beside: tuple[str, ...] = ()
 
     @property
     def new(self) -> bool:

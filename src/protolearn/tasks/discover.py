@@ -19,8 +19,10 @@ from protolearn.audit.discovered import ClassNumber, Cluster, Discovery, finite
 from protolearn.audit.discovery import jaccard_stability
 from protolearn.core.discovery import Move, centre_margin, class_means, seeded_k_means
 from protolearn.core.encoder import Encoder
+from protolearn.core.measures import squared_l2
 from protolearn.core.method import registered
 from protolearn.core.model import PrototypeModel
+from protolearn.core.neighbours import nearest_rows
 from protolearn.core.scorer import pooled
 from protolearn.data.features import features as feature_cases
 from protolearn.encoders.features import FeatureEncoder
@@ -34,8 +36,8 @@ from protolearn.training.rebuild import method_called
 SSK_MEANS = "ssk_means"
 AREA = "discovery"
 """Methods of this area take labelled and unlabelled cases."""
-SHOWN, DOUBTFUL = 12, 4
-"""Typical and doubtful cases named for each cluster."""
+SHOWN, DOUBTFUL, BESIDE = 12, 4, 5
+"""Typical and doubtful cases, and labelled ones beside them, named for each cluster."""
 SHARE = 0.8
 """Of the unlabelled cases in each draw by which stability is judged."""
 
@@ -315,6 +317,9 @@ class _Desk:
         fresh = new_names(self.classes, count - old)
         means = class_means(self.values, self.labels)[0]
         likeness = F.normalize(found.centres.to(means), dim=1) @ F.normalize(means, dim=1).T
+        beside = nearest_rows(
+            found.centres.to(means), self.values[self.known], squared_l2, min(BESIDE, len(self.known_ids))
+        )[1]
         free, labelled = self.values[~self.known], torch.bincount(self.labels[self.known], minlength=count)
         clusters = []
         for k in range(count):
@@ -337,6 +342,7 @@ class _Desk:
                     doubtful=tuple(self.free_ids[i] for i in doubtful),
                     nearest=None if k < old else self.classes[best],
                     likeness=None if k < old else float(likeness[k, best]),
+                    beside=() if k < old else tuple(self.known_ids[i] for i in beside[k].tolist()),
                 )
             )
         notes = [*self.notes, *(number.notes if number is not None else ()), *found.notes]
