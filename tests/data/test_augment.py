@@ -236,7 +236,7 @@ def test_other_colours_leave_every_place_where_it_is() -> None:
     assert torch.equal(view(1, brightness=0.5, hue=0.3)[0], second[0])
     chancy = [view(colours, brightness=0.5, hue=0.3, recolour=0.5, grey=0.5) for colours in range(6)]
     assert len({float(values.sum()) for values, _ in chancy}) > 2
-    assert all(np.array_equal(marks.points, first[1].points) for _, marks in chancy)
+    assert all(np.array_equal(marks.points, chancy[0][1].points) for _, marks in chancy)
 
 
 def test_an_elastic_deformation_moves_pixels_by_what_it_says() -> None:
