@@ -27,7 +27,7 @@ MAY_USE: dict[str, set[str]] = {
     "audit": {"errors", "structures", "core"},
     "methods": {"errors", "structures", "core", "objectives", "encoders", "explain"},
     "training": {"errors", "structures", "core", "data", "encoders", "methods"},
-    "tasks": {"errors", "structures", "core", "data", "training", "audit", "explain"},
+    "tasks": {"errors", "structures", "core", "data", "encoders", "training", "audit", "explain"},
 }
 # A room -> rooms it may name in annotations only, where nothing is imported at run time.
 MAY_NAME: dict[str, set[str]] = {"structures": {"core"}}  # an Output holds the bank and head that made it

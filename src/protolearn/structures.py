@@ -220,6 +220,9 @@ class Output:
         Stable ids of the cases, where an objective may need them (a case must not vote for itself); else empty.
     counted : frozenset of str or None
         Terms whose coefficient is not 0; others may be left out where what they need is not at hand. None = all.
+    chosen : Tensor or None
+        ``(N, 2)`` int64 pairs of a row of this batch and a row of the bank that a step is about, in a phase that goes
+        through such pairs.
     """
 
     tokens: Tokens | None
@@ -242,16 +245,19 @@ class Output:
     similarity: ToSimilarity | None = None
     cases: tuple[str, ...] = ()
     counted: frozenset[str] | None = None
+    chosen: Tensor | None = None
 
     def replace(self, **changes: Any) -> Output:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def part(self, cases: Tensor | slice) -> Output:
-        """Return the output of some cases of the batch."""
-        changes: dict[str, Any] = {}
+        """Return the output of some cases of the batch, without ``chosen``, whose pairs are of the whole batch."""
+        changes: dict[str, Any] = {"chosen": None}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
+            if entry.name in changes:
+                continue
             if isinstance(value, Tensor):
                 changes[entry.name] = value[cases]
             elif isinstance(value, tuple) and value:

@@ -37,3 +37,18 @@ def test_what_cannot_be_resampled_has_no_interval() -> None:
     assert mean_interval(torch.tensor([math.nan, math.nan, 1.0]), draw()) is None
     assert interval_of(lambda weights: torch.full((len(weights),), math.nan), 5, draw()) is None
     assert mean_of(torch.tensor([math.nan])) is None
+
+
+def test_draws_may_be_put_round_a_value_within_bounds() -> None:
+    """A statistic that rises when items are drawn twice: the largest share of one item."""
+
+    def peak(weights: torch.Tensor) -> torch.Tensor:
+        return weights.amax(1) / weights.sum(1)
+
+    free = interval_of(peak, 10, draw())
+    assert free is not None and free[0] > 0.1, "no draw is as low as the figure of all items once"
+    centred = interval_of(peak, 10, draw(), around=0.1)
+    assert centred is not None and centred[0] < 0.1 < centred[1]
+    assert math.isclose(centred[1] - centred[0], free[1] - free[0])
+    bounded = interval_of(peak, 10, draw(), around=0.1, within=(0.08, 0.12))
+    assert bounded == (0.08, 0.12)

@@ -103,6 +103,13 @@ def test_noise_is_clipped_and_repeats() -> None:
         disturb(first, std=-1.0, generator=torch.Generator())
 
 
+def test_a_flat_map_points_to_the_first_pixel_whatever_its_level() -> None:
+    points, visible = torch.tensor([[[1.0, 1.0], [50.0, 50.0]]]), torch.ones(1, 2) > 0
+    flat = torch.tensor([0.0, 0.1, -7.3, 1e4]).view(1, 4, 1, 1).expand(1, 4, 7, 7)
+    hits = part_hits(flat, torch.ones(1, 4) > 0, points, visible, size=SIZE, half_side=HALF)
+    assert hits.tolist() == [[[True, False]] * 4], "not to where rounding put it"
+
+
 def test_nothing_to_judge_is_not_a_number_rather_than_zero() -> None:
     hits, nobody = torch.zeros(2, 3, 4, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)
     visible = torch.ones(2, 4, dtype=torch.bool)

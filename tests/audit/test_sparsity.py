@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from protolearn.audit.sparsity import abstains, global_size, local_size
+from protolearn.audit.sparsity import abstains, beyond, global_size, local_size, sparsity_ratio, with_weight
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.measures import dot
@@ -12,6 +13,7 @@ from protolearn.core.model import PrototypeModel
 from protolearn.core.reasoning import Reasoning
 from protolearn.core.scoring import ScoringSheet
 from protolearn.encoders import FeatureEncoder
+from protolearn.errors import UsageError
 
 
 def model_of(weight: torch.Tensor) -> PrototypeModel:
@@ -58,3 +60,26 @@ def test_of_an_output_the_head_says_whether_it_knows() -> None:
         out = PrototypeModel(FeatureEncoder(2), torch.nn.Identity(), bank, dot, head)(inputs)
         assert abstains(out).tolist() == expected == head.abstains(out.logits).tolist()
     assert abstains(out, 2.0).tolist() == [True, True]
+
+
+def test_a_threshold_may_be_a_share_of_the_largest() -> None:
+    values = torch.tensor([[1e-3, 2e-3, -5.0], [0.0, 0.0, 0.0]])
+    assert beyond(values).tolist() == [[False, True, False], [False, False, False]]
+    shares = beyond(values, relative=1e-4), beyond(1000 * values, relative=1e-4)
+    assert torch.equal(*shares)
+    assert shares[0].tolist() == [[True, True, False], [False, False, False]], "nothing is a share of nothing"
+    assert beyond(torch.zeros(0, 3), relative=0.5).shape == (0, 3)
+    assert beyond(torch.zeros(2, 0), relative=0.5).shape == (2, 0)
+    for wrong in ({"least": -1.0}, {"least": float("nan")}, {"relative": 1.5}):
+        with pytest.raises(UsageError, match="share lie in 0 to 1"):
+            beyond(values, **wrong)
+
+
+def test_weights_that_are_empty() -> None:
+    weights = torch.tensor([[0.5, 1e-3, -0.5, 0.0], [0.0, 0.0, 0.0, 2e-3]])
+    usable = torch.tensor([True, True, True, False])
+    assert with_weight(weights, usable).tolist() == [True, False, True, False]
+    # by the released form: what is left of relu(weights - 0.001), as a share of all
+    left = torch.count_nonzero((weights - 1e-3).relu())
+    assert sparsity_ratio(weights) == pytest.approx(float((weights.numel() - left) / weights.numel()))
+    assert sparsity_ratio(torch.zeros(3, 0)) is None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -691,3 +692,133 @@ def test_audit(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path)
     ):
         assert main(wrong) == code
         assert words in capsys.readouterr().err
+
+
+def test_repair(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    common = ["repair", folder, "digits", "--device", "cpu", "--metrics", "none", "--keep-impure", "--keep-dead"]
+    dry = Told(capsys, *common, "--ban", "3", "--dry-run", "--quiet")
+    dry.failed(2, "class '3'", "without a prototype")
+    Told(capsys, *common).failed(2, "--out", "--dry-run")
+    Told(capsys, *common, "--ban", "x", "--dry-run").failed(2, "3,7", "'x'")
+    Told(capsys, *common, "--out", folder).failed(2, "already holds a model")
+    Told(capsys, *common, "--background", "0.5", "--dry-run").failed(2, "content_heat_share")
+    model = load(folder)
+    model.bank.active[4] = False
+    model.bank.grow(model.bank.vectors[[0]], model.bank.ownership[[0]], [model.bank.sources[0]])
+    model.head.weight = torch.nn.Parameter(torch.cat([model.head.weight, model.head.weight[:, :1]], 1).detach())
+    spoiled = save(model, tmp_path / "spoiled")
+    words = ["repair", spoiled, "digits", "--device", "cpu", "--keep-impure", "--metrics", "global_size"]
+    told = Told(capsys, *words, "--dry-run")
+    assert told.code == 0
+    assert "dropped 4 (4): dead: inactive" in told.out
+    assert "merged 10 (0): stands on the same token as 0" in told.out
+    assert "nothing was fitted or written" in told.out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["spoiled"]
+    done = Told(capsys, *words, "--out", tmp_path / "new", "--epochs", "2", "--json")
+    assert {change["prototype"] for change in done.json["changes"]} == {4, 10}
+    assert done.json["prototypes"] == [10, 9]
+    assert [row["figure"] for row in done.json["figures"]][-1] == "global_size"
+    again = load(tmp_path / "new")
+    assert again.bank.ids.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert again.metadata["repairs"][0]["accuracy"][1] == again.metadata["metrics"]["accuracy"]
+    assert (tmp_path / "new" / "cases").is_dir()
+
+
+def test_associate(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("statsmodels")
+    cases = digits("test")
+    draw = np.random.default_rng(0)
+    rows = ["id,loop,age,patient"]
+    for case, label in zip(cases.ids, cases.labels.tolist(), strict=True):
+        rows.append(f"{case},{int(label in (0, 6, 8, 9))},{draw.integers(20, 80)},p{draw.integers(0, 90)}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    common = ["associate", folder, "digits", "--labels", tmp_path / "labels.csv", "--device", "cpu"]
+    told = Told(capsys, *common, "--covariates", "age", "--group", "patient", "--out", tmp_path / "assoc.csv")
+    assert told.code == 0, told.err
+    assert "20 tests, level 0.05" in told.out
+    assert "loop from prototype: AUROC" in told.out
+    assert "Note: Associations, not causes" in told.out
+    found = list(csv.DictReader((tmp_path / "assoc.csv").open(encoding="utf-8")))
+    assert len(found) == 20 and {row["label"] for row in found} == {"loop"}
+    plain = Told(capsys, *common, "--covariates", "age", "--group", "patient", "--part", "test", "--json").json
+    assert [row["p"] for row in plain["rows"]][:3] == pytest.approx([float(row["p"]) for row in found][:3], rel=1e-6)
+    assert plain["facts"]["cases"] == len(cases)
+    Told(capsys, *common, "--covariates", "ages").failed(1, "no column ages", "'age'")
+    Told(capsys, *common).failed(1, "the label 'age' must be 0, 1 or empty")
+    Told(capsys, *common, "--only", "loop", "--correction", "bonferoni").failed(2, "bonferroni")
+    Told(capsys, *common[:-4]).failed(2, "--labels")
+
+
+def test_similar(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path) -> None:
+    from protolearn.tasks.retrieve import similar_cases
+
+    told = Told(capsys, "similar", folder, picture, "--data", "digits", "--k", 3, "--quiet", "--device", "cpu")
+    assert told.code == 0, told.err
+    rows = list(csv.DictReader(io.StringIO(told.out)))
+    (query,) = similar_cases(load(folder), digits("test"), digits("train"), [7], k=3).queries
+    assert [row["similar"] for row in rows] == [one.case for one in query.found]
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    assert {row["case"] for row in rows} == {"seven.png"}
+    assert float(rows[0]["agreement"]) == pytest.approx(query.agreement)
+    assert set(rows[0]) == {"case", "predicted", "probability", "agreement", "rank", "similar", "class", "value"}
+    command = ["similar", folder, picture, picture, "--data", "digits", "--quiet", "--device", "cpu"]
+    found = Told(capsys, *command, "--json", "--by", "prototype").json["found"]
+    assert len(found) == 2 and found[0]["by"] == "prototype" and len(found[0]["queries"][0]["found"]) == 5
+    assert found[0]["queries"][0]["found"][0]["region"] is not None
+    out = Told(capsys, *command, "--by", "embedding", "--out", tmp_path / "similar.csv")
+    assert out.code == 0 and out.out == ""
+    assert len((tmp_path / "similar.csv").read_text().splitlines()) == 11
+
+
+def test_similar_to_prototypes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    command = ["similar", folder, "--data", "digits", "--prototypes", "3", "7", "--k", "2", "--device", "cpu"]
+    rows = list(csv.DictReader(io.StringIO(Told(capsys, *command).out)))
+    assert [row["prototype"] for row in rows] == ["3", "3", "7", "7"]
+    source = load(folder).bank.sources[3]
+    assert rows[0]["similar"] == source.case and float(rows[0]["value"]) == pytest.approx(0, abs=1e-5)
+    assert [float(rows[0][side]) for side in ("x0", "y0", "x1", "y1")] == pytest.approx(list(source.region))
+    told = Told(capsys, *command, "--out", tmp_path / "near.json")
+    assert "4 similar cases" in told.out
+    assert json.loads((tmp_path / "near.json").read_text())["found"][1]["owner"] == "7"
+
+
+def test_similar_refuses(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path) -> None:
+    Told(capsys, "similar", folder, "--data", "digits").failed(2, "pictures, or about --prototypes")
+    Told(capsys, "similar", folder, picture, "--data", "digits", "--prototypes", "3").failed(2, "one of the two")
+    Told(capsys, "similar", folder, picture).failed(2, "--data")
+    Told(capsys, "similar", folder, picture, "--data", "digits", "--k", "0").failed(2, "--k must be at least 1")
+    Told(capsys, "similar", folder, "--data", "digits", "--prototypes", "99").failed(2, "no prototype 99")
+
+
+def test_whatif(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    from protolearn.explain.alter import Alteration
+    from protolearn.explain.what_if import what_if
+
+    before = (folder / "model.safetensors").read_bytes()
+    model = load(folder)
+    wanted = what_if(model, digits("test"), Alteration(ban=(3, 7), reweight={5: 0.5}))
+    command = ["whatif", folder, "digits", "--ban", "3", "7", "--reweight", "5=0.5", "--device", "cpu"]
+    told = Told(capsys, *command)
+    assert told.code == 0, told.err
+    assert f"digits (test): {wanted.summary()}" in told.out
+    assert f"and {len(wanted.flips) - 20} more" in told.out or len(wanted.flips) <= 20
+    found = Told(capsys, *command, "--json").json
+    assert found["cases"] == 359
+    assert found["counts"] == wanted.counts
+    assert found["alteration"] == {"ban": [3, 7], "remove": [], "reweight": {"5": 0.5}}
+    assert [flip["case"] for flip in found["flips"]] == [flip.case for flip in wanted.flips]
+    Told(capsys, *command, "--out", tmp_path / "flips.csv", "--quiet")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "flips.csv").read_text())))
+    assert [row["case"] for row in rows] == [flip.case for flip in wanted.flips]
+    assert Told(capsys, "whatif", folder, "digits", "--remove", "3", "--everything", "--json").json["cases"] == 1797
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_whatif_refuses(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    Told(capsys, "whatif", folder, "digits").failed(2, "nothing to ask")
+    Told(capsys, "whatif", folder, "digits", "--ban", "99").failed(2, "no prototype 99")
+    Told(capsys, "whatif", folder, "digits", "--ban", "sky").failed(2, "have no groups")
+    for wrong in ("5", "5=", "=0.5", "5=x"):
+        Told(capsys, "whatif", folder, "digits", "--reweight", wrong).failed(2, "WHO=FACTOR")
+    Told(capsys, "whatif", folder, "digits", "--reweight", "5=-1").failed(2, "at least 0")
+    Told(capsys, "whatif", folder, "digits", "--reweight", "5=1", "5=2").failed(2, "names 5 twice")

@@ -107,6 +107,10 @@ SMALL: dict[str, Small] = {
          "neck_rate": 0.1},
         wrong={"power": 0.5},
     ),
+    "epic": Small(  # with a classifier of its own, since the encoder of the tests has none
+        {"first": 20, "last": 5, "stages": 3, "rate": 1e-2, "classifier_epochs": 15, "classifier_rate": 0.1},
+        wrong={"stages": 0},
+    ),
     "naive-bayes-head": Small({}, wrong={"smoothing": -1.0}),
     "harmonic": Small(
         {"encoder_rate": None, "exponent": 8.0, "prototype_rate": 1e-2, "epochs": 15, "init": "means"},

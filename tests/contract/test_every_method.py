@@ -20,8 +20,13 @@ from protolearn.core.model import PrototypeModel
 from protolearn.data import Augment, Cases
 from protolearn.errors import ProtolearnError, UsageError
 from protolearn.explain import explain
+from protolearn.explain.alter import Alteration, altered
+from protolearn.explain.bag_tokens import without_each_token
+from protolearn.explain.counterfactual import counterfactuals
 from protolearn.explain.report import report
+from protolearn.explain.what_if import what_if
 from protolearn.structures import Output
+from protolearn.tasks.retrieve import similar_cases
 from protolearn.tasks.verify import verify
 from protolearn.training import record
 from protolearn.training.fit import Fit, fit
@@ -88,6 +93,33 @@ def test_an_explanation_needs_no_code_of_its_own(slug: str, tmp_path: Path) -> N
         json.loads(json.dumps(why.to_dict(), allow_nan=True))
     page = report(model, train=data(slug, "train"), test=test, path=tmp_path / "report.html", quiet=True)
     assert Path(page).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_other_questions_need_no_code_of_their_own(slug: str) -> None:
+    """What if, what else, what is similar: answered for every head, and true when done."""
+    model, test = trained(slug).model, data(slug, "test").subset(range(8))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gone = tuple(model.bank.ids[model.bank.usable].tolist()[::3][:4])
+    out, without = run(model, test), run(altered(model, Alteration(ban=gone)), test)
+    if model.head.linear:
+        left = out.logits - model.head.ledger(out)[:, :, model.bank.rows(gone)].sum(2)
+        torch.testing.assert_close(without.logits, left, rtol=1e-4, atol=1e-4)
+    found = what_if(model, test, Alteration(ban=gone))
+    np.testing.assert_allclose(found.after.logits, without.logits, rtol=1e-4, atol=1e-4)
+    for other in counterfactuals(model, test, most_removed=5):
+        if other.fewer is None:
+            continue
+        one = test.subset([test.index(other.case)])
+        now = run(altered(model, Alteration(ban=other.fewer.prototypes)), one)
+        assert int(now.logits.argmax()) == other.fewer.becomes != other.predicted
+    for by in ("evidence", "embedding", "prototype"):
+        queries = similar_cases(model, test, data(slug, "train"), k=3, by=by).queries
+        assert all(len(query.found) == 3 for query in queries if query.prototype is not None or by != "prototype")
+    tokens = without_each_token(model, out)
+    assert tokens.logits.shape == (*tokens.mask.shape, len(model.classes))
+    assert bool(torch.isfinite(tokens.logits).all())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("slug", SLUGS)

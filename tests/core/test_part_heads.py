@@ -166,3 +166,13 @@ def test_wrong_parts() -> None:
         PartFeatures(torch.tensor([False]), 2, 3)
     with pytest.raises(ValueError, match="temperature"):
         SoftShares(0.0)
+
+
+def test_what_is_not_there_has_no_share_whatever_the_table_holds() -> None:
+    """Similarities that are all minus infinity, as padding has them, have no softmax."""
+    head = PartFeatures(torch.tensor([True, True]), classes=2, dim=3)
+    table, values = torch.rand(1, 3, 2), torch.randn(1, 3, 3)
+    mask = torch.tensor([[True, True, False]])
+    expected = head.features(table[:, :2], values[:, :2])
+    table[:, 2], values[:, 2] = float("nan"), float("nan")
+    torch.testing.assert_close(head.features(table, values, mask), expected)

@@ -253,6 +253,7 @@ def test_classes_are_matched_by_name() -> None:
     with pytest.raises(DataError, match="holds the class 'y', which is not among the 2 known ones"):
         cases.with_classes(["x", "z"])
     assert cases.subset([0]).with_classes(["x", "z"]).labels.tolist() == [0]  # y is not used there
+    assert cases.with_classes(["x", "z"], strict=False).labels.tolist() == [0, -1, -1]
 
 
 @pytest.mark.parametrize("result", [None, torch.zeros(8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)])

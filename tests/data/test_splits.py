@@ -140,6 +140,9 @@ def test_what_cannot_be_learned_is_refused() -> None:
     assert any("only one picture of 'b'" in warning for warning in check_training(single))
     assert check_training(missing) == ["arrays: no picture of 'c'"]
     assert check_training(unlabelled) == ["arrays: 1 of 7 pictures have no label"]
+    assert check_training(made([-1, -1]), labels=False) == []
+    with pytest.raises(DataError, match="no cases"):
+        check_training(made([0, 1]).subset([]), labels=False)
 
 
 def test_pairs_that_do_not_fit_are_refused() -> None:

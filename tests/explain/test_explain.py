@@ -14,6 +14,10 @@ from protolearn.core.bank import PrototypeBank
 from protolearn.core.heads import Head, LinearEvidence
 from protolearn.core.measures import cosine, squared_l2
 from protolearn.core.model import PrototypeModel
+from protolearn.core.scoring import ScoringSheet
+from protolearn.core.similarities import Exponential
+from protolearn.data import features
+from protolearn.encoders import FeatureEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.explain import (
     PictureList,
@@ -25,6 +29,7 @@ from protolearn.explain import (
     write_explanations,
 )
 from protolearn.explain.passes import labels_for, run_over
+from protolearn.explain.survey import predicted_contribution
 from protolearn.structures import Explanation, Tokens
 
 
@@ -191,6 +196,20 @@ def test_the_model_is_left_as_it_was(model: PrototypeModel, parts: Any) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert explain(model, parts[1], [0]) == first  # no dropout
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_model_in_training_is_explained_as_it_predicts() -> None:
+    """A scoring sheet leaves small evidence out in eval mode alone: predictions are made there, and so are ledgers."""
+    bank = PrototypeBank(torch.tensor([[0.0], [1.0], [2.0]]), torch.zeros(3, 2))
+    sheet = ScoringSheet(torch.tensor([[1.0, 0.5, 2.0], [0.2, 1.0, 0.3]]), clip=0.3)
+    made = PrototypeModel(FeatureEncoder(1), nn.Identity(), bank, squared_l2, sheet, similarity=Exponential()).train()
+    cases = features(np.array([[0.2]], dtype=np.float32), [0], classes=["0", "1"])
+    (told,) = explain(made, cases)
+    assert made.training and sheet.training
+    assert told.total == pytest.approx(told.logit, abs=1e-6)
+    assert {row.prototype: row.evidence > 0 for row in told.rows} == {0: True, 1: True, 2: False}
+    (seen,) = run_over(made, cases)
+    assert predicted_contribution(seen.output).sum().item() == pytest.approx(told.logit, abs=1e-6)
 
 
 def test_labels_are_matched_by_name(model: PrototypeModel, parts: Any) -> None:

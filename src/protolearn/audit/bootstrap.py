@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,6 +37,8 @@ def interval_of(
     *,
     draws: int = DRAWS,
     level: float = 0.95,
+    around: float | None = None,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float] | None:
     """Return the percentile interval of a statistic of weighted items; None for fewer than two items.
 
@@ -51,6 +54,11 @@ def interval_of(
         Resamplings.
     level : float
         Share of draws inside.
+    around : float, optional
+        Shift the draws so that this is their mean. For a statistic that rises because some items are drawn twice,
+        such as mutual information: the draws then tell how far it spreads, not where it lies.
+    within : (float, float)
+        Lowest and highest value the statistic can have, which a shift must not pass.
     """
     if count < 2:
         return None
@@ -61,6 +69,8 @@ def interval_of(
     found = found[~found.isnan()]
     if not len(found):
         return None
+    if around is not None:
+        found = (found - found.mean() + around).clamp(*within)
     tail = (1 - level) / 2
     low, high = torch.quantile(found, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high

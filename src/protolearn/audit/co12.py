@@ -53,7 +53,7 @@ CO12: tuple[Property, ...] = (
     Property(
         "Continuity",
         "Does a small change of the input leave the explanation as it was?",
-        ("continuity", "stability", "segment_stability", "pac", "shift_agreement"),
+        ("continuity", "continuity_moves", "stability", "segment_stability", "pac", "shift_agreement"),
         "Which changes are small in the field.",
     ),
     Property(
@@ -67,6 +67,7 @@ CO12: tuple[Property, ...] = (
             "evidence_correlation",
             "pca",
             "pca_w",
+            "pca_shared",
         ),
         "Whether the differences are those that an expert would name.",
     ),
@@ -107,7 +108,7 @@ CO12: tuple[Property, ...] = (
     Property(
         "Confidence",
         "Does it say how sure it is, and when it does not know?",
-        ("ece", "brier", "risk_coverage", "abstention", "ood_abstention"),
+        ("ece", "brier", "nll", "risk_coverage", "abstention", "ood_abstention"),
         "How sure one must be to act.",
     ),
     Property(

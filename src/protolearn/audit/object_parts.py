@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from protolearn.core.matching import chunk_rows
+from protolearn.core.maps import fine_peaks
 from protolearn.errors import UsageError
 
 
@@ -47,23 +46,25 @@ def part_hits(
     >>> part_hits(peak, torch.ones(1, 1) > 0, points, torch.ones(1, 2) > 0, size=8, half_side=2)
     tensor([[[ True, False]]])
     """
+    check_points(maps, counted, points, visible)
+    if size < 1 or half_side < 0:
+        raise UsageError(f"size must be at least 1 and half_side at least 0, got {size} and {half_side}")
+    case, prototype = torch.nonzero(counted, as_tuple=True)
+    hits = torch.zeros(*counted.shape, points.shape[1], dtype=torch.bool, device=maps.device)
+    centre = fine_peaks(maps[case, prototype].float(), (size, size)).flip(1).unsqueeze(1)  # x, y as the key points
+    low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
+    inside = ((points[case] >= low) & (points[case] <= high)).all(2)
+    hits[case, prototype] = inside & visible[case].bool()
+    return hits
+
+
+def check_points(maps: Tensor, counted: Tensor, points: Tensor, visible: Tensor) -> None:
+    """Refuse maps, pairs and key points whose shapes do not fit each other: see :func:`part_hits`."""
     if maps.ndim != 4 or counted.shape != maps.shape[:2] or points.shape != (*visible.shape, 2):
         raise ValueError(
             f"maps {tuple(maps.shape)} must be (n, P, h, w), counted {tuple(counted.shape)} (n, P), points "
             f"{tuple(points.shape)} (n, N, 2) and visible {tuple(visible.shape)} (n, N)"
         )
-    if size < 1 or half_side < 0:
-        raise UsageError(f"size must be at least 1 and half_side at least 0, got {size} and {half_side}")
-    case, prototype = torch.nonzero(counted, as_tuple=True)
-    hits = torch.zeros(*counted.shape, points.shape[1], dtype=torch.bool, device=maps.device)
-    for i in torch.arange(len(case), device=maps.device).split(chunk_rows(4 * size * size)):
-        b, p = case[i], prototype[i]
-        fine = F.interpolate(maps[b, p].unsqueeze(1).float(), size=(size, size), mode="bicubic").flatten(1)
-        peak = fine.argmax(1)
-        centre = torch.stack([peak % size, peak // size], 1).unsqueeze(1)  # x, y as the key points
-        low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
-        hits[b, p] = ((points[b] >= low) & (points[b] <= high)).all(2) & visible[b].bool()
-    return hits
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class Consistency:
     share_never_hitting: float
 
 
-def consistency(hits: Tensor, counted: Tensor, visible: Tensor, *, threshold: float = 0.8) -> Consistency:
+def consistency(
+    hits: Tensor, counted: Tensor, visible: Tensor, *, threshold: float = 0.8, strict: bool = False
+) -> Consistency:
     """Judge whether each prototype hits the same key point across pictures.
 
     Parameters
@@ -101,6 +104,8 @@ def consistency(hits: Tensor, counted: Tensor, visible: Tensor, *, threshold: fl
         As in, and from, :func:`part_hits`.
     threshold : float
         Rate of one key point from which a prototype is consistent.
+    strict : bool
+        Whether the rate must lie above the threshold rather than reach it.
 
     Examples
     --------
@@ -108,15 +113,41 @@ def consistency(hits: Tensor, counted: Tensor, visible: Tensor, *, threshold: fl
     >>> consistency(hits, torch.ones(2, 1) > 0, torch.ones(2, 2) > 0).rates
     tensor([[1.0000, 0.5000]])
     """
+    seen = torch.einsum("np,nk->pk", counted.double(), visible.double())
+    hit = (hits & counted.unsqueeze(2)).sum(0).double()
+    return consistency_of(hit, seen, counted.any(0), threshold=threshold, strict=strict)
+
+
+def consistency_of(
+    hit: Tensor, seen: Tensor, judged: Tensor, *, threshold: float = 0.8, strict: bool = False
+) -> Consistency:
+    """Judge prototypes by counts: pictures in which a key point was hit and seen, ``(P, N)``, and ``(P,)`` judged.
+
+    Examples
+    --------
+    >>> consistency_of(torch.tensor([[4.0, 1.0]]), torch.tensor([[5.0, 1.0]]), torch.ones(1) > 0, threshold=0.9).score
+    100.0
+    """
     if not 0 <= threshold <= 1:
         raise UsageError(f"threshold must be from 0 to 1, got {threshold}")
-    seen = torch.einsum("np,nk->pk", counted.double(), visible.double())
-    rates = (hits & counted.unsqueeze(2)).sum(0).double() / seen.clamp_min(1)
-    judged = counted.any(0)
-    # a threshold of 0 asks for one hit at least: a prototype that hits nothing keeps to no part
-    consistent = (rates.amax(1) >= threshold) & (rates.amax(1) > 0) & judged
-    never = judged & ~(hits & counted.unsqueeze(2)).any(2).any(0)
+    rates = hit.double() / seen.double().clamp_min(1)
+    consistent = keeps_to_a_part(rates, threshold=threshold, strict=strict) & judged
+    never = judged & (hit <= 0).all(1)
     return Consistency(rates.float(), consistent, judged, 100 * _share(consistent, judged), _share(never, judged))
+
+
+def keeps_to_a_part(rates: Tensor, *, threshold: float, strict: bool = False) -> Tensor:
+    """Return ``(...)`` bool: whether some rate of ``(..., N)`` key points reaches the threshold, or passes it.
+
+    A threshold of 0 asks for one hit at least: a prototype that hits nothing keeps to no part.
+
+    Examples
+    --------
+    >>> keeps_to_a_part(torch.tensor([[0.8, 0.1], [0.0, 0.0]]), threshold=0.0)
+    tensor([ True, False])
+    """
+    peak = rates.amax(-1)
+    return ((peak > threshold) if strict else (peak >= threshold)) & (peak > 0)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,47 @@ from torch import Tensor
 from protolearn.core.heads import nothing_scores
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
+from protolearn.errors import UsageError
 from protolearn.structures import Output
+
+LEAST = 1e-3
+"""What counts as something, where weights and scores lie in 0 to 1."""
+
+
+def beyond(values: Tensor, least: float = LEAST, *, relative: float | None = None) -> Tensor:
+    """Return, in the shape of ``values (B, ...)``, where they exceed a threshold.
+
+    Parameters
+    ----------
+    values : Tensor
+        ``(B, ...)``, one row a case.
+    least : float
+        The threshold, in the unit of the values.
+    relative : float, optional
+        A share of the largest magnitude of the same case, in place of ``least``: the same for scores of every scale.
+
+    Raises
+    ------
+    UsageError
+        If a threshold is negative or the share is above 1.
+
+    Examples
+    --------
+    >>> beyond(torch.tensor([[0.5, 0.0005, -2.0]])).tolist()
+    [[True, False, False]]
+    >>> beyond(torch.tensor([[40.0, 1.0, 9.0]]), relative=0.1).tolist()
+    [[True, False, True]]
+    """
+    if not least >= 0 or (relative is not None and not 0 <= relative <= 1):
+        raise UsageError(f"a threshold must be at least 0 and a share lie in 0 to 1, got {least} and {relative}")
+    if relative is None:
+        return values > least
+    top = values.abs().flatten(1).amax(1) if values[0:1].numel() else values.new_zeros(len(values))
+    return values > relative * top.view(-1, *[1] * (values.ndim - 1))
 
 
 @torch.no_grad()
-def local_size(out: Output, least: float = 1e-3) -> Tensor:
+def local_size(out: Output, least: float = LEAST) -> Tensor:
     """Return ``(B,)`` how many prototypes move the predicted score of each case by more than ``least``.
 
     Source: the local explanation size of PIP-Net (Nauta et al., CVPR 2023), for any head with a ledger.
@@ -24,18 +60,46 @@ def local_size(out: Output, least: float = 1e-3) -> Tensor:
         part = slice(start, start + rows)
         table = out.head.ledger(out.part(part))
         each = torch.arange(len(table), device=table.device)
-        counts.append((table[each, predicted[part]].abs() > least).sum(1))
+        counts.append(beyond(table[each, predicted[part]].abs(), least).sum(1))
     return torch.cat(counts) if counts else predicted
 
 
+def with_weight(weights: Tensor, usable: Tensor, least: float = LEAST) -> Tensor:
+    """Return ``(P,)`` bool: usable prototypes with a weight beyond ``least``, for or against some class.
+
+    Parameters
+    ----------
+    weights : Tensor
+        ``(C, P)``.
+    usable : Tensor
+        ``(P,)`` bool.
+    """
+    return (weights.abs() > least).any(0) & usable
+
+
 @torch.no_grad()
-def global_size(model: PrototypeModel, least: float = 1e-3) -> int | None:
+def global_size(model: PrototypeModel, least: float = LEAST) -> int | None:
     """Return how many usable prototypes have a weight beyond ``least`` for some class.
 
     None for a head whose contributions are not a weight times the evidence.
     """
     weights = model.head.per_unit(len(model.bank), model.bank.usable)
-    return None if weights is None else int(((weights.abs() > least).any(0) & model.bank.usable).sum())
+    return None if weights is None else int(with_weight(weights, model.bank.usable, least).sum())
+
+
+def sparsity_ratio(weights: Tensor, least: float = LEAST) -> float | None:
+    """Return the share of weights ``(C, P)`` that do not speak for a class: not above ``least``; None without weights.
+
+    A weight below 0 counts as absent, as in PIP-Net, whose weights are never negative.
+
+    Source: PIP-Net (Nauta et al., CVPR 2023): ``(numel W - nonzero of relu(W - least)) / numel W``.
+
+    Examples
+    --------
+    >>> sparsity_ratio(torch.tensor([[1.0, 0.0], [1e-4, -2.0]]))
+    0.75
+    """
+    return float((weights <= least).double().mean()) if weights.numel() else None
 
 
 def abstains(scores: Tensor | Output, least: float = 0.0) -> Tensor:

@@ -223,6 +223,97 @@ def _audit(parser: Any) -> None:
     _running(parser)
 
 
+def _repair(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"the training data: {DATA}")
+    parser.add_argument("--out", help="folder of the repaired model (required, unless --dry-run)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; nothing is fitted or written")
+    parser.add_argument("--test", help="other data to judge by, instead of the held-out part of DATA")
+    parser.add_argument("--ban", default="", metavar="IDS", help="prototypes that must not speak: 3,7")
+    parser.add_argument(
+        "--background", type=float, metavar="SHARE",
+        help="ban prototypes with more than this share of their heat outside the marked object, 0 to 1",
+    )  # fmt: skip
+    parser.add_argument("--marks", nargs="+", metavar="FILE", help="tables of boxes, or one folder of masks")
+    parser.add_argument("--no-merge", action="store_true", help="keep prototypes that say the same")
+    parser.add_argument(
+        "--near", type=float, default=0.02, help="how near is the same, as a share of a usual distance (default: 0.02)"
+    )
+    parser.add_argument("--keep-dead", action="store_true", help="keep prototypes that bring nothing")
+    parser.add_argument(
+        "--keep-impure", action="store_true", help="keep those whose nearest cases are of other classes"
+    )
+    parser.add_argument("--no-refit", action="store_true", help="do not fit the last layer again")
+    parser.add_argument("--epochs", type=int, default=50, help="of fitting the last layer (default: 50)")
+    parser.add_argument("--rate", type=float, default=1e-2, help="learning rate of it (default: 0.01)")
+    parser.add_argument(
+        "--metrics", default="quick", help="of the audit before and after: none, quick, all or names (default: quick)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of fitting and auditing (default: 0)")
+    _running(parser)
+
+
+def _associate(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"cases, the model's classes need not be known: {DATA}")
+    parser.add_argument("--labels", required=True, metavar="TABLE", help="a table: id, then columns of 0, 1 or nothing")
+    parser.add_argument("--part", help="one part of DATA, such as test (default: all of it)")
+    parser.add_argument("--covariates", default="", metavar="COLUMNS", help="columns to correct for: age,sex")
+    parser.add_argument(
+        "--categorical", default="", metavar="COLUMNS", help="covariates that are names, though written as numbers"
+    )
+    parser.add_argument("--group", metavar="COLUMN", help="the patient of each case (default: the groups of DATA)")
+    parser.add_argument("--only", default="", metavar="COLUMNS", help="columns that are labels (default: all the rest)")
+    parser.add_argument(
+        "--families", default="prototypes,predictions",
+        help="what is tested: prototypes, predictions, classes (default: prototypes,predictions)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--correction", default="bonferroni", help="bonferroni or benjamini-hochberg (default: bonferroni)"
+    )
+    parser.add_argument("--alpha", type=float, default=0.05, help="level of corrected p-values (default: 0.05)")
+    parser.add_argument("--least", type=int, default=20, help="cases a label needs on either side (default: 20)")
+    parser.add_argument(
+        "--test-share", type=float, default=0.3, help="held out to foretell the labels; 0 = do not (default: 0.3)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of that split and its intervals (default: 0)")
+    parser.add_argument("--most", type=int, default=20, help="tests that are printed (default: 20)")
+    parser.add_argument("--out", help="file for the table of all tests (CSV)")
+    _running(parser)
+
+
+def _similar(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("pictures", nargs="*", help="pictures, folders, .csv or .zip")
+    parser.add_argument("--data", required=True, help=f"the training data: {DATA}")
+    parser.add_argument("--k", type=int, default=5, help="training cases found for each (default: 5)")
+    parser.add_argument(
+        "--by", default="evidence", choices=["evidence", "embedding", "prototype"],
+        help="what makes cases alike: evidence of all prototypes, the embedding, or the one prototype that added most "
+        "(default: evidence)",
+    )  # fmt: skip
+    parser.add_argument("--prototypes", nargs="+", type=int, metavar="ID", help="ask about prototypes instead")
+    parser.add_argument(
+        "--search", default="auto", choices=["auto", "exact", "faiss"], help="auto: faiss when large and installed"
+    )
+    parser.add_argument("--out", help="file for the table (default: print it)")
+    _running(parser)
+
+
+def _whatif(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"cases to ask about: {DATA}; their held-out part where there is one")
+    parser.add_argument("--ban", nargs="+", default=[], metavar="WHO", help="prototypes by id, groups by name")
+    parser.add_argument("--remove", nargs="+", default=[], metavar="WHO", help="the same, cut out of the model")
+    parser.add_argument(
+        "--reweight", nargs="+", default=[], metavar="WHO=FACTOR", help="multiply what they add to every class"
+    )
+    parser.add_argument("--everything", action="store_true", help="ask about all cases, training cases too")
+    parser.add_argument("--out", help="file for the table of answers that change (default: print up to 20)")
+    _running(parser)
+
+
 def _methods(parser: Any) -> None:
     parser.add_argument("name", nargs="?", help="one method: its paper and all its settings")
 
@@ -316,6 +407,50 @@ COMMANDS: dict[str, Command] = {
         _audit,
         more="Metrics that the data do not allow are listed with what they need and what can stand in for them. The "
         "model is not changed.",
+    ),
+    "repair": Command(
+        "merge, drop and ban prototypes, fit the last layer again, and compare before with after",
+        """
+        protolearn repair model photos/ --dry-run
+        protolearn repair model photos/ --out repaired --ban 3,7
+        protolearn repair model photos/ --out repaired --background 0.8 --marks boxes.csv --metrics all
+        """,
+        "repair",
+        _repair,
+        more="The model that is given is not changed. A ban that would leave a class without a prototype is refused; "
+        "the last one of a class is spared from everything else.",
+    ),
+    "associate": Command(
+        "test which prototypes go with labels the model never saw, with covariates and corrected p-values",
+        """
+        protolearn associate model ecgs.csv --labels diagnoses.csv --covariates age,sex --group patient --out assoc.csv
+        protolearn associate model photos/ --labels table.csv --correction benjamini-hochberg --json
+        """,
+        "associate",
+        _associate,
+        more="Needs statsmodels: pip install 'protolearn[association]'. The model is not changed.",
+    ),
+    "similar": Command(
+        "find the training cases most like pictures, or like prototypes, in the model's eyes",
+        """
+        protolearn similar model new.jpg --data photos/ --k 5
+        protolearn similar model new.jpg --data photos/ --by prototype --json
+        protolearn similar model --data photos/ --prototypes 3 7 --k 10
+        """,
+        "ask",
+        _similar,
+        more="A table with the similar cases of each picture, their classes, and the share of them that carry the "
+        "predicted class. A picture that is a training case itself is not found for itself.",
+    ),
+    "whatif": Command(
+        "show what would change if prototypes were banned, removed or given another weight",
+        """
+        protolearn whatif model photos/ --ban 3 7 --reweight 5=0.5
+        protolearn whatif model photos/ --ban background --everything --out flips.csv
+        """,
+        "ask",
+        _whatif,
+        more="The model is not changed and nothing is trained again: a copy is asked about the same cases.",
     ),
     "methods": Command(
         "list the methods: paper, area, whether verified and against what",

@@ -30,6 +30,11 @@ class Encoder(nn.Module, ABC):
     preprocess: Any = None
     about_training: ClassVar[tuple[str, ...]] = ()
     """Entries of :meth:`spec` that serve training and change no token."""
+    classifier: tuple[Tensor, Tensor] | None = None
+    """Weight ``(C, D)`` and bias ``(C,)`` with which the network that the encoder was cut from made its logits of the
+    mean of its tokens; None where it is no part of a trained classifier. Not a part of the encoder, and not saved."""
+    rebuilds: ClassVar[bool] = True
+    """Whether :meth:`spec` is enough to make it again: a model whose encoder it is not cannot be saved as a folder."""
     reads_bank: ClassVar[bool] = False
     """Whether its tokens depend on the prototypes too: it is then called with inputs and bank, and even where it is
     frozen its tokens cannot be kept, so every phase goes through the network."""

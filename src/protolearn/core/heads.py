@@ -30,11 +30,15 @@ class Head(nn.Module, ABC):
     sized_apart : tuple of str
         Parameters and buffers whose size follows neither from the settings nor from the number of prototypes, such as
         the leaves of a pruned tree; a saved state says it.
+    linear : bool
+        Logits are the offset plus weighed evidence times :meth:`per_unit`, and a prototype that is taken out of use
+        takes its own contribution along and nothing else.
     """
 
     sized_apart: ClassVar[tuple[str, ...]] = ()
     score_name: ClassVar[str] = "logit"
     reads: ClassVar[tuple[str, ...]] = ("evidence",)
+    linear: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, evidence: Tensor) -> Tensor:
@@ -51,6 +55,15 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes (row indices of the bank)."""
+
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Let one prototype speak for its twins too, which bring the very same evidence and are about to go.
+
+        ``row`` and ``twins`` are rows of the bank. Returns whether no score changes; where a head cannot do that, it
+        changes nothing and returns False.
+        """
+        return False
 
     def read(self, out: Output) -> Tensor:
         """Return logits ``(B, C)`` for the path so far (its own ``logits`` are not filled in yet)."""
@@ -105,6 +118,7 @@ def nothing_scores(scores: Tensor, least: float = 0.0) -> Tensor:
 class WeighedEvidence(Head):
     """``logits = evidence @ weight.T + bias``, the weights ``(C, P)`` learned or not."""
 
+    linear = True
     weight: Tensor
     bias: nn.Parameter | None
 
@@ -115,6 +129,12 @@ class WeighedEvidence(Head):
     def contributions(self, evidence: Tensor) -> Tensor:
         """Return evidence times weight, ``(B, C, P)``."""
         return evidence.unsqueeze(1) * self.weight
+
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Add the weights of the twins to that of the one that stays."""
+        move_columns(self.weight, row, twins)
+        return True
 
     def offset(self) -> Tensor:
         """Return the bias, or zeros."""
@@ -211,6 +231,7 @@ class ClassSoftmaxEvidence(Head):
     tensor([[4., 5.]], grad_fn=<MmBackward0>)
     """
 
+    linear = True
     owned: Tensor
 
     def __init__(self, ownership: Tensor) -> None:
@@ -345,6 +366,10 @@ class NearestOfClass(Head):
         """Return ``(C, P)``: a unit of evidence adds one to the own class, where it wins."""
         return torch.nn.functional.one_hot(self.owner + 1, self.classes + 1)[:, 1:].T.float()
 
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Return whether all are of one class: of equal ones the first wins, and the score is the same with fewer."""
+        return bool((self.owner[twins] == self.owner[row]).all())
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes."""
         self.owner = self.owner[rows]
@@ -352,6 +377,12 @@ class NearestOfClass(Head):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_to(self, state_dict, prefix, ("owner",))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def move_columns(table: Tensor, row: int, twins: Tensor) -> None:
+    """Add some columns of a table ``(..., P)`` to one of them, in place, and set them to 0."""
+    table[..., row] += table[..., twins].sum(-1)
+    table[..., twins] = 0.0
 
 
 def resize_to(module: nn.Module, state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

@@ -99,6 +99,9 @@ class Train(Phase):
         cached tokens know no such pairs, and there augmentation must leave places where they are.
     freeze_batch_norm : bool
         Keep batch-norm statistics fixed although the weights are trained.
+    chosen : bool
+        An epoch goes through the pairs of case and prototype that the last :class:`Choose` drew up, each once and in
+        batches of so many pairs, in place of every case once. ``Output.chosen`` says which pairs a step is about.
     """
 
     epochs: int = 1
@@ -119,8 +122,11 @@ class Train(Phase):
     nesterov: bool = False
     weights: Coefficients | tuple[Coefficients, ...] | None = None
     pairs: bool | Literal["same_places"] = False
+    chosen: bool = False
 
     def __post_init__(self) -> None:
+        if self.chosen and (self.pairs or "encoder" in self.rates):
+            raise UsageError(f"phase {self.name!r} goes through chosen pairs: no two views there, nor the encoder")
         for group in (*self.rates, *self.decay, *self.restart):
             if group not in GROUPS:
                 raise UsageError(f"phase {self.name!r} names the group {group!r}: {nearest_names(group, GROUPS)}")
@@ -200,6 +206,17 @@ class Initialise(Phase):
 
 
 @dataclass(frozen=True)
+class Choose(Phase):
+    """Draw up the pairs of training case and prototype that the next ``Train`` phases with ``chosen`` go through.
+
+    By the method's own ``choose``, with the model as it is then; ``count`` is how many cases of each prototype.
+    """
+
+    name: str = "choose"
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Revise(Phase):
     """Change what bank and head are made of, by the method's own ``revise``, without data: cut a tree, settle slots."""
 
@@ -251,6 +268,11 @@ class Method(ABC):
     verified: ClassVar[str]
     recipes: ClassVar[Mapping[str, Recipe]] = {}
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether training needs cases with labels."""
+        return True
+
     def __post_init__(self) -> None:
         """Refuse impossible settings: here a value that its setting's type does not list; a page adds its own."""
         one_of_its_choices(self)
@@ -277,6 +299,13 @@ class Method(ABC):
         ``batches`` may be gone through several times. Bank and head may be given another size.
         """
         raise NotImplementedError(f"{self.slug} has no initialisation from data")
+
+    def choose(self, model: PrototypeModel, batches: TrainingTokens, phase: Choose) -> Tensor:
+        """Return ``(N, 2)`` int64, the pairs of a phase :class:`Choose`: number of a training case, row of the bank.
+
+        ``batches`` are un-augmented training tokens before the neck, cases numbered in order.
+        """
+        raise NotImplementedError(f"{self.slug} chooses no cases")
 
     def revise(self, model: PrototypeModel, name: str) -> None:
         """Change bank and head between phases, in the phase :class:`Revise` of this name; called without gradients."""

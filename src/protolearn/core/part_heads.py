@@ -73,7 +73,7 @@ class PartFeatures(Head):
     def features(self, table: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ``(B, P, D)``: the mean over real positions of tokens ``(B, S, D)``, weighted by ``(B, S, P)``."""
         if mask is not None:
-            table = table * mask.unsqueeze(-1)
+            table = table.masked_fill(~mask.unsqueeze(-1), 0.0)  # nobody's share of what is not there may be NaN
             values = values.masked_fill(~mask.unsqueeze(-1), 0.0)
         count = table.shape[1] if mask is None else mask.sum(1).clamp_min(1).view(-1, 1, 1)
         return table.transpose(1, 2) @ values / count

@@ -116,6 +116,29 @@ class Novelty(NamedTuple):
     """``(B,)`` bool; None where no threshold was set. A confidence that is not a number is unknown."""
 
 
+@torch.no_grad()
+def threshold_at(confidence: Tensor, rate: float = 0.95) -> float:
+    """Return the confidence that ``rate`` of held-out known cases reach; at least that share, by construction.
+
+    Raises
+    ------
+    UsageError
+        If there is no confidence, or one is not a number.
+
+    Examples
+    --------
+    >>> threshold_at(torch.tensor([1.0, 4.0, 2.0, 3.0]), 0.75)
+    2.0
+    """
+    if not 0 < rate <= 1:
+        raise UsageError(f"rate is the share of known cases to accept, above 0 and at most 1, got {rate}")
+    if confidence.ndim != 1 or not len(confidence) or bool(confidence.isnan().any()):
+        raise UsageError("a threshold is set on a row of at least one known case, none of them NaN")
+    order = confidence.detach().double().sort(descending=True).values
+    last = max(1, -int(-rate * len(order) // 1))  # the smallest number of cases that is that share
+    return float(order[last - 1])
+
+
 class Scorer(nn.Module, ABC):
     """A novelty score: fitted on known cases, calibrated on held-out known cases, saved with the model.
 
@@ -176,13 +199,7 @@ class Scorer(nn.Module, ABC):
         UsageError
             If there is no confidence, or one is not a number.
         """
-        if not 0 < rate <= 1:
-            raise UsageError(f"rate is the share of known cases to accept, above 0 and at most 1, got {rate}")
-        if confidence.ndim != 1 or not len(confidence) or bool(confidence.isnan().any()):
-            raise UsageError("a threshold is set on a row of at least one known case, none of them NaN")
-        order = confidence.detach().double().sort(descending=True).values
-        last = max(1, -int(-rate * len(order) // 1))  # the smallest number of cases that is that share
-        self.threshold.fill_(float(order[last - 1]))
+        self.threshold.fill_(threshold_at(confidence, rate))
         self.rate.fill_(rate)
         return self
 

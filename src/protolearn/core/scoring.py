@@ -50,6 +50,7 @@ class ScoringSheet(Head):
     tensor([[1., 1.]], grad_fn=<MmBackward0>)
     """
 
+    linear: ClassVar[bool] = True
     score_name: ClassVar[str] = "score"
 
     def __init__(self, raw: Tensor, *, power: float = 2.0, shrink: float = 1e-3, clip: float = 0.0) -> None:
@@ -105,6 +106,13 @@ class ScoringSheet(Head):
     def silence(self, gone: Tensor) -> None:
         """Set the weights of some prototypes ``(P,)`` bool to 0 for every class."""
         self.raw.masked_fill_(gone, 0.0)
+
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Add the points of the twins to those of the one that stays."""
+        self.raw[:, row] = self.weight[:, row] + self.weight[:, twins].sum(1)
+        self.raw[:, twins] = 0.0
+        return True
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these columns."""

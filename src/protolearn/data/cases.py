@@ -243,16 +243,17 @@ class Cases(Dataset[Batch], ABC):
             digest.update(f"\n{name}\t{rows.shape}\n".encode() + rows.tobytes())
         return digest.hexdigest()
 
-    def with_classes(self, classes: Sequence[str]) -> Self:
+    def with_classes(self, classes: Sequence[str], *, strict: bool = True) -> Self:
         """Return the same cases with labels that index ``classes``, matched by name.
 
         Needed when training and test data come from different places: index 2 of one folder is not index 2 of another.
+        A case of another class is refused; without ``strict`` it becomes unlabelled.
         """
         names = tuple(map(str, classes))
         _refuse_repeats(names, "class", self.name)
         used = {self.classes[label] for label in np.unique(self.labels[self.labels >= 0])}
         unknown = [name for name in self.classes if name in used and name not in names]
-        if unknown:
+        if unknown and strict:
             raise DataError(
                 f"{self.name} holds the class {unknown[0]!r}, which is not among the {len(names)} known ones "
                 "(unseen in "

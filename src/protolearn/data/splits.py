@@ -128,10 +128,15 @@ def duplicates(train: Cases, test: Cases | None = None) -> list[tuple[str, str]]
     return pairs
 
 
-def check_training(cases: Cases) -> list[str]:
-    """Refuse data nothing can be learned from; return a warning for each thing that is merely suspicious."""
+def check_training(cases: Cases, *, labels: bool = True) -> list[str]:
+    """Refuse data nothing can be learned from; return a warning for each thing that is merely suspicious.
+
+    Without ``labels`` none is asked for.
+    """
     if not len(cases):
         raise DataError(f"{cases.name} holds no cases: nothing to train on")
+    if not labels:
+        return []
     counts = cases.counts()
     present = {name: count for name, count in counts.items() if count}
     if not present:

@@ -14,6 +14,7 @@ from protolearn.encoders.autoencoder import ConvAutoencoder
 from protolearn.encoders.cache import TokenCache, token_cache
 from protolearn.encoders.features import FeatureEncoder
 from protolearn.encoders.image import ImageEncoder
+from protolearn.encoders.network import NamedNetwork, TrainedNetwork
 from protolearn.encoders.small import SmallEncoder
 from protolearn.errors import UsageError, nearest_names
 
@@ -22,8 +23,10 @@ __all__ = [
     "ConvAutoencoder",
     "FeatureEncoder",
     "ImageEncoder",
+    "NamedNetwork",
     "SmallEncoder",
     "TokenCache",
+    "TrainedNetwork",
     "make_encoder",
     "token_cache",
 ]
@@ -33,6 +36,7 @@ KINDS: dict[str, type[Encoder]] = {
     "small": SmallEncoder,
     "autoencoder": ConvAutoencoder,
     "features": FeatureEncoder,
+    "network": NamedNetwork,
 }
 
 

@@ -50,7 +50,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str, network: str) -> None:
+def load_strictly(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, network: str, library: str = "timm"
+) -> None:
     """Load weights that must fit name by name and shape by shape.
 
     Raises
@@ -78,8 +80,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str, net
     ]
     if faults:
         raise ModelFileError(
-            f"{where} does not fit timm's {network}: {'; '.join(faults)}. Is it another network, or one built with "
-            "other model_args?"
+            f"{where} does not fit {library}'s {network}: {'; '.join(faults)}. Is it another network, or one built "
+            "with other model_args?"
         )
     model.load_state_dict(given, strict=True)
 

@@ -67,8 +67,10 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 def audit_html(found: AuditResult) -> str:
     """Return an audit as one self-contained page: no script, nothing loaded from anywhere."""
     title = f"Audit of {found.facts.get('model')} on {found.facts.get('data')}"
-    sure = charts.reliability_chart(found.classified.bins)
-    calibrated = f'<div class="charts">{sure}</div>' if sure else ""
+    drawn = charts.reliability_chart(found.classified.bins)
+    if "risk_coverage" in found and found["risk_coverage"].extras.get("curve"):
+        drawn += charts.risk_coverage_chart(**found["risk_coverage"].extras["curve"])
+    calibrated = f'<div class="charts">{drawn}</div>' if drawn else ""
     return page(
         title,
         f"<header><div><h1>{short(title, 90)}</h1>{audit_tiles(found)}</div></header>\n"

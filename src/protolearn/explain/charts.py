@@ -145,6 +145,56 @@ def reliability_chart(bins: Sequence[ReliabilityBin], title: str = "Reliability"
     return _figure(title, f"{title}: {told}", "".join(parts), "")
 
 
+def risk_coverage_chart(
+    coverage: Sequence[float], risk: Sequence[float], title: str = "Errors when unsure cases are left out"
+) -> str:
+    """Draw the share of errors among the cases answered, the surest first; the dotted line is what all of them give.
+
+    Parameters
+    ----------
+    coverage : sequence of float
+        Shares of the cases that are answered, rising, the last one 1.
+    risk : sequence of float
+        Share of errors among them.
+    title : str
+        Heading, also the accessible name.
+
+    Examples
+    --------
+    >>> "all answered: 0.5 wrong" in risk_coverage_chart([0.5, 1.0], [0.0, 0.5])
+    True
+    """
+    if not coverage:
+        return ""
+    shown = ticks(0.0, max(max(risk), 0.01))
+    high = max(*shown, *risk)
+    digits = _digits(shown)
+
+    def x(v: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * v
+
+    def y(v: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - v / high)
+
+    parts = []
+    for v in shown:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{_tick(v, digits)}</text>')
+    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v:g}</text>')
+    whole = risk[-1]
+    parts.append(f'<line class="mark" x1="{x(0)}" x2="{x(1)}" y1="{y(whole):.1f}" y2="{y(whole):.1f}"/>')
+    points = " ".join(f"{x(c):.1f},{y(r):.1f}" for c, r in zip(coverage, risk, strict=True))
+    parts.append(f'<polyline points="{points}" fill="none" stroke="var(--for)" stroke-width="1.8"/>')
+    if len(coverage) == 1:
+        parts.append(f'<circle cx="{x(coverage[0]):.1f}" cy="{y(whole):.1f}" r="2" fill="var(--for)"/>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">share of cases answered</text>')
+    parts.append(f'<text x="4" y="{TOP - 10}">share of them wrong</text>')
+    steps = [next(k for k, c in enumerate(coverage) if c >= least - 1e-9) for least in (0.8, 0.9)]
+    told = "; ".join(f"{coverage[k]:.2f} answered: {risk[k]:.3g} wrong" for k in steps)
+    return _figure(title, f"{title}: {told}; all answered: {whole:.3g} wrong", "".join(parts), "")
+
+
 def confusion_chart(table: Sequence[Sequence[int]], title: str = "Confusion") -> str:
     """Draw a large confusion matrix as coloured cells: rows are the true classes, columns the predicted ones."""
     size = len(table)

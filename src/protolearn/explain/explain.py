@@ -16,7 +16,7 @@ from torch import Tensor
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import DataError, UsageError, nearest_names
-from protolearn.explain.passes import CaseList, Seen, plain_json, run_over, track, whole_file
+from protolearn.explain.passes import CaseList, Seen, evaluating, plain_json, run_over, track, whole_file
 from protolearn.explain.regions import Cells
 from protolearn.structures import Explanation, LedgerRow
 
@@ -200,13 +200,14 @@ def explain_seen(
     logits, labels = output.logits.double().cpu(), seen.labels.tolist()
     unknown = output.head.abstains(output.logits).tolist()
     order = logits.argsort(dim=1, descending=True, stable=True).tolist()
-    wanted = [[_class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
+    wanted = [[class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
     classes, count = output.logits.shape[1], output.evidence.shape[1]
     rows = chunk_rows(4 * classes * count)
     for start in range(0, len(ids), rows):
         chunk = output.part(slice(start, start + rows))
-        table = output.head.ledger(chunk).double().cpu()
-        parts = {name: values.detach().double().cpu() for name, values in output.head.parts(chunk).items()}
+        with evaluating(output.head):  # a head may weigh evidence in another way while it is trained
+            table = output.head.ledger(chunk).double().cpu()
+            parts = {name: values.detach().double().cpu() for name, values in output.head.parts(chunk).items()}
         for b in range(start, min(start + rows, len(ids))):
             made = []
             for c in wanted[b]:
@@ -264,7 +265,8 @@ class Ledger:
         order = speaks[contribution[speaks].abs().argsort(descending=True, stable=True)]
         if most is not None:
             order = order[:most]
-        evidence = output.head.weighed(output.evidence[b : b + 1])[0].detach().double().cpu()
+        with evaluating(output.head):
+            evidence = output.head.weighed(output.evidence[b : b + 1])[0].detach().double().cpu()
         if self.weight is not None:
             weight = self.weight[target]
         else:
@@ -311,7 +313,22 @@ def weight_table(model: PrototypeModel) -> Tensor | None:
     return weight.detach()
 
 
-def _class_of(target: Target, model: PrototypeModel, order: list[int], label: int, case: str) -> int:
+def class_of(target: Target, model: PrototypeModel, order: list[int], label: int, case: str) -> int:
+    """Return the class that a target means for one case.
+
+    Parameters
+    ----------
+    target : int or str
+        As for :func:`explain`.
+    model : PrototypeModel
+        Whose classes they are.
+    order : list of int
+        Classes by score, the highest first.
+    label : int
+        Class of the case, -1 = unlabelled.
+    case : str
+        Its id, for the message of an error.
+    """
     names = model.classes
     if target == "predicted":
         return order[0]

@@ -7,14 +7,13 @@ matrix products, so a hundred maps of a picture cost less than the forward pass 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from protolearn.core.maps import upsample_maps
 from protolearn.structures import Box, Tokens
 
 
@@ -46,11 +45,7 @@ def upsample(maps: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
     if maps.ndim != 3 or len(grid) != 2 or maps.shape[2] != grid[0] * grid[1]:
         raise ValueError(f"maps must be (B, P, S) with S = {tuple(grid)} positions, got {tuple(maps.shape)}")
     folded = _finite(maps).unflatten(2, (int(grid[0]), int(grid[1])))
-    rows = _bicubic(int(grid[0]), int(size[0])).to(folded)
-    columns = _bicubic(int(grid[1]), int(size[1])).to(folded)
-    # one product over all pictures and prototypes for each axis
-    tall = torch.einsum("yh,bphw->bpyw", rows, folded)
-    return tall @ columns.T
+    return upsample_maps(folded, (int(size[0]), int(size[1])))
 
 
 def _finite(maps: Tensor) -> Tensor:
@@ -59,13 +54,6 @@ def _finite(maps: Tensor) -> Tensor:
         return maps
     lowest = maps.masked_fill(~real, float("inf")).amin(2, keepdim=True)
     return torch.where(real, maps, torch.where(torch.isfinite(lowest), lowest, 0.0))
-
-
-@lru_cache(maxsize=64)
-def _bicubic(coarse: int, fine: int) -> Tensor:
-    """Return ``(fine, coarse)``: the interpolation weights, read off torch's own interpolation of unit vectors."""
-    units = torch.eye(coarse).view(coarse, 1, coarse, 1)
-    return F.interpolate(units, size=(fine, 1), mode="bicubic", align_corners=False).view(coarse, fine).T.contiguous()
 
 
 def percentile_boxes(maps: Tensor, percentile: float = 95.0) -> Tensor:

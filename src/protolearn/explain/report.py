@@ -14,6 +14,7 @@ from protolearn.explain.lettering import number, percent
 from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.audits import audits
+from protolearn.explain.sections.honesty import honesty_section
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
 from protolearn.explain.sections.record import about, data, training
@@ -100,6 +101,7 @@ def _document(known: Gathered, audited: AuditResult | None) -> str:
         ("scores", "How good it is", scores(known)),
         ("prototypes", "Prototypes", prototypes(known)),
         ("predictions", "Predictions", predictions(known)),
+        ("sees", "How far a place really sees", honesty_section(known)),
         ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),
         ("attention", "Worth a look", attention(known)),
         ("limits", "What this cannot tell", limits(known)),

@@ -15,7 +15,7 @@ from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
 from protolearn.core.projection import Nearest, NearestTokens, impure
 from protolearn.explain.explain import contrast, weight_table
-from protolearn.explain.passes import CaseList, run_over, track
+from protolearn.explain.passes import CaseList, evaluating, run_over, track
 from protolearn.explain.regions import Cells
 from protolearn.structures import Explanation, Output
 
@@ -131,7 +131,8 @@ def predicted_contribution(output: Output) -> Tensor:
     made = []
     rows = chunk_rows(4 * output.logits.shape[1] * output.evidence.shape[1])
     for start in range(0, len(predicted), rows):
-        table = output.head.ledger(output.part(slice(start, start + rows)))
+        with evaluating(output.head):  # a head may weigh evidence in another way while it is trained
+            table = output.head.ledger(output.part(slice(start, start + rows)))
         at = predicted[start : start + rows].view(-1, 1, 1).expand(-1, 1, table.shape[2])
         made.append(table.gather(1, at).squeeze(1))
     return torch.cat(made) if made else output.evidence.new_zeros(0, output.evidence.shape[1])

@@ -33,6 +33,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     projections: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    chosen: Tensor | None = None
 
 
 def save_checkpoint(directory: Path, model: PrototypeModel, progress: Progress, plan: str) -> None:
@@ -52,6 +53,8 @@ def save_checkpoint(directory: Path, model: PrototypeModel, progress: Progress, 
                 if value is None:  # a momentum that no step has filled yet
                     continue
                 tensors[f"run.{name}.{key}.{part}"] = value
+    if progress.chosen is not None:
+        tensors["chosen"] = progress.chosen
     facts = {
         "plan": plan,
         "phase": progress.phase,
@@ -101,6 +104,7 @@ def load_checkpoint(directory: Path, model: PrototypeModel, plan: str, phases: l
         )
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     progress = Progress(facts["phase"], facts["epoch"], {}, facts["history"], facts["projections"], facts["warnings"])
+    progress.chosen = tensors.get("chosen")
     first = {phase.name: phase for phase in reversed(phases) if isinstance(phase, Train)}
     for name, kept in facts["runs"].items():
         run = start_run(model, first[name])

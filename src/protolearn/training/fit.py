@@ -98,7 +98,7 @@ def fit(
     Raises
     ------
     DataError
-        If there is no case, only one class, or a label without class.
+        If there is no case; or, for a method that reads labels, only one class, or a label without class.
     UsageError
         If settings cannot be right, or ``directory`` holds another training.
     TrainingError
@@ -119,7 +119,7 @@ def fit(
     how = make_options(options)
     place = choose_device(how.device)
     with distributed.processes(place):
-        check = check_training(data)
+        check = check_training(data, labels=method.reads_labels)
         model = method.build(encoder, len(data.classes), how.seed).to(place)
         model.classes, model.method = data.classes, method
         stores = Stores(model, data, validation, augment, how, place, None if cache is None else Path(cache))

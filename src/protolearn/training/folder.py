@@ -91,6 +91,11 @@ def save(
     check_target(target, overwrite)
     if model.method is None:
         raise UsageError("this model was put together by hand: only a model that a method built can be saved")
+    if not model.encoder.rebuilds:
+        raise UsageError(
+            f"{type(model.encoder).__name__} was handed a network, which a folder cannot make again: name the network "
+            "(encoders.NamedNetwork), or keep model.state_dict() and make the model as before"
+        )
     metadata: dict[str, Any] = plain(model.metadata)
     metadata.pop("scorer", None)
     if metrics is not None:

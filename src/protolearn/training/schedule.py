@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from protolearn.core.method import Initialise, Method, Phase, Project, Prune, Revise, Train
+from protolearn.core.method import Choose, Initialise, Method, Phase, Project, Prune, Revise, Train
 from protolearn.core.model import PrototypeModel
-from protolearn.errors import TrainingError
+from protolearn.errors import TrainingError, UsageError
 from protolearn.training import distributed
 from protolearn.training.health import dead_prototypes, projection_cost, projection_warnings
 from protolearn.training.material import CachedScores, Material, TokenStore
 from protolearn.training.options import Options
 from protolearn.training.project import project, prune
 from protolearn.training.record import Record
-from protolearn.training.steps import set_rates, start_run
+from protolearn.training.steps import checked_pairs, set_rates, start_run
 from protolearn.training.stores import Stores
 from protolearn.training.tensor_loop import tensor_epoch
 
@@ -58,6 +58,11 @@ class Schedule:
             if {name: parameter.shape for name, parameter in self.model.named_parameters()} != before:
                 self.record.progress.runs.clear()  # their parameters are of another size now
             distributed.agree(self.model)
+        elif isinstance(phase, Choose):
+            self.model.eval()
+            with torch.no_grad():
+                pairs = self.method.choose(self.model, self.stores.batches(), phase).cpu()
+            self.record.progress.chosen = checked_pairs(pairs, len(self.stores.data), len(self.model.bank), phase.name)
         elif isinstance(phase, Revise):
             with torch.no_grad():
                 self.method.revise(self.model, phase.name)
@@ -144,6 +149,11 @@ class Schedule:
         left = phase.epochs - progress.epoch
         if left <= 0:
             return
+        chosen = progress.chosen if phase.chosen else None
+        if phase.chosen and (chosen is None or self.model.encoder.reads_bank):
+            raise UsageError(
+                f"phase {phase.name!r} goes through chosen pairs of cached tokens: a Choose comes before it"
+            )
         if "encoder" in phase.rates or self.model.encoder.reads_bank:
             from protolearn.training.lightning_loop import lightning_phase
 
@@ -165,7 +175,7 @@ class Schedule:
                 means = tensor_epoch(
                     self.model, self.method, phase, run, material, self.stores.data.labels,
                     seed=self.how.seed, batch_size=self.how.batch_size, clip=self.how.clip,
-                    targets=self.stores.data.targets, ids=self.stores.data.ids,
+                    targets=self.stores.data.targets, ids=self.stores.data.ids, chosen=chosen,
                 )  # fmt: skip
                 more = self._epoch_end(phase, index, means)
                 if bar is not None:

@@ -111,6 +111,23 @@ def epoch_order(count: int, batch_size: int, seed: int) -> list[Tensor]:
     return list(order.split(batch_size))
 
 
+def checked_pairs(pairs: Tensor, cases: int, prototypes: int, phase: str) -> Tensor:
+    """Return what a method chose, as int64 pairs of a case and a prototype that there are.
+
+    Raises
+    ------
+    TrainingError
+        If there is none, or one of a case or prototype that is not there.
+    """
+    right = pairs.ndim == 2 and pairs.shape[1] == 2 and not pairs.is_floating_point() and len(pairs) > 0
+    if not right or bool((pairs < 0).any() | (pairs >= torch.tensor([cases, prototypes])).any()):
+        raise TrainingError(
+            f"phase {phase!r} chose {tuple(pairs.shape)} pairs that are not all of the {cases} cases and {prototypes} "
+            "prototypes, or none at all"
+        )
+    return pairs.long()
+
+
 def minimised(
     method: Method, out: Output, labels: Tensor, weights: Mapping[str, float] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:

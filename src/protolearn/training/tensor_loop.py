@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from protolearn.core.method import Method, Train
 from protolearn.core.model import PrototypeModel
@@ -38,11 +39,13 @@ def tensor_epoch(
     clip: float | None,
     targets: Mapping[str, np.ndarray] | None = None,
     ids: Sequence[str] = (),
+    chosen: Tensor | None = None,
 ) -> dict[str, float]:
     """Train one epoch; return the means of loss, terms and accuracy.
 
     Each case comes once, in one of its cached views drawn at random; in two different ones where the phase asks for
-    pairs.
+    pairs. With ``chosen`` ``(N, 2)`` each pair of case and prototype comes once instead, and a step runs the cases of
+    its pairs once each.
 
     Raises
     ------
@@ -59,8 +62,12 @@ def tensor_epoch(
     if phase.pairs and material.views < 2:
         raise UsageError(f"phase {phase.name!r} compares two views of each case: give augment, and views=2 or more")
     tally = Tally()
-    batches = epoch_order(len(labels), batch_size, this)
-    for step, cases in enumerate(batches):
+    batches = epoch_order(len(labels if chosen is None else chosen), batch_size, this)
+    for step, items in enumerate(batches):
+        cases, about = items, None
+        if chosen is not None:
+            cases, rows = chosen[items, 0].unique(return_inverse=True)
+            about = torch.stack([rows, chosen[items, 1]], 1).to(device)
         seen, shown = cases, views[cases]
         if phase.pairs:
             seen, shown = torch.cat([cases, cases]), torch.cat([shown, other_views(shown, material.views)])
@@ -69,9 +76,11 @@ def tensor_epoch(
         rows = seen.to(device)
         beside = {name: values[rows] for name, values in more.items()}
         named = tuple(ids[i] for i in seen.tolist()) if ids else ()
-        out = material(seen, shown).replace(targets=beside, paired=bool(phase.pairs), cases=named)
+        out = material(seen, shown).replace(targets=beside, paired=bool(phase.pairs), cases=named, chosen=about)
         weights = phase.coefficients(method.weights(), run.epochs, step)
         loss, values = minimised(method, out, wanted[rows], weights)
+        if about is not None:
+            del values["accuracy"]  # of the cases that happen to be chosen, each as often as it is
         refuse_nonfinite(values, phase.name, run.epochs)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -80,5 +89,5 @@ def tensor_epoch(
             torch.nn.utils.clip_grad_norm_(trained, clip)
         run.optimizer.step()
         after_step(model, method, out, wanted[rows], len(batches))
-        tally.add(values, len(cases))
+        tally.add(values, len(items))
     return tally.means()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from protolearn.audit.bootstrap import interval_of, mean_interval
+from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.object_parts import consistency, part_hits
+from protolearn.audit.object_parts import consistency_of, keeps_to_a_part, part_hits
+from protolearn.audit.pairs import PairList, Pairs
+from protolearn.audit.subject import Look
 
+NOTHING = "No prototype has a case of its class: there is nothing to judge by."
 SOURCE = "EvalProtoPNet (Huang et al., ICCV 2023), numbers from its authors' code"
 
 
@@ -18,33 +25,185 @@ class PartHits(Metric):
     """Collects which key points each prototype of a case's class hits; what the metrics here have in common."""
 
     size: int
-    half_side: int
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self._hits: list[Tensor] = []
-        self._counted: list[Tensor] = []
+        self._pairs = PairList()
         self._visible: list[Tensor] = []
         self._grid: tuple[int, int] = (0, 0)
 
+    @abstractmethod
     def hits(self, maps: Tensor, counted: Tensor, seen: Seen) -> Tensor:
-        """Return ``(B, P, N)`` bool."""
-        self._grid = (int(maps.shape[2]), int(maps.shape[3]))
-        points = seen.marks.points_at(self.size)
-        return part_hits(maps, counted, points, seen.marks.visible, size=self.size, half_side=self.half_side)
+        """Return ``(B, P, N)`` bool: which key points the region of each pair holds."""
+
+    @abstractmethod
+    def about_region(self) -> str:
+        """Return a sentence on how large the region is."""
 
     def update(self, seen: Seen) -> None:
         """Take in a batch."""
-        assert seen.look.maps is not None
-        counted = self.setting.subject.of_class(seen.labels)
-        self._hits.append(self.hits(seen.look.maps, counted, seen).cpu())
-        self._counted.append(counted.cpu())
-        self._visible.append(seen.marks.visible.cpu())
+        self.take(seen)
 
-    def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return hits ``(N, P, K)``, counted ``(N, P)`` and visible ``(N, K)`` of all cases."""
-        return torch.cat(self._hits), torch.cat(self._counted), torch.cat(self._visible)
+    def take(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Take in a batch; return the pairs that count, ``(B, P)`` bool, and what each of them hits, ``(M, N)``."""
+        assert seen.look.maps is not None
+        self._grid = (int(seen.look.maps.shape[2]), int(seen.look.maps.shape[3]))
+        counted = self.setting.subject.of_class(seen.labels)
+        visible = seen.marks.visible
+        hits = self.hits(seen.look.maps, counted, seen)
+        kept, _ = self._pairs.add(counted, hits, visible.unsqueeze(1).expand_as(hits))
+        self._visible.append(visible.any(0).cpu())
+        return counted, kept
+
+    def gathered(self) -> tuple[Pairs, Tensor, Tensor]:
+        """Return all pairs, and which key points are hit and visible in each, ``(M, N)``."""
+        pairs, (hits, visible) = self._pairs.gathered(len(self.setting.subject.ids))
+        return pairs, hits, visible
+
+    def never_visible(self) -> int:
+        """Return how many key points cannot be seen in any case."""
+        return int((~torch.stack(self._visible).any(0)).sum())
+
+
+class HitConsistency(PartHits):
+    """Whether a prototype hits the same key point in every picture of its class."""
+
+    threshold: float
+    strict: ClassVar[bool] = False
+
+    def result(self) -> Score:
+        """Return 100 times the share of consistent prototypes."""
+        pairs, hits, visible = self.gathered()
+        hit, seen = pairs.total(hits), pairs.total(visible)
+        judged = pairs.total(pairs.each()).squeeze(1) > 0
+        found = consistency_of(hit, seen, judged, threshold=self.threshold, strict=self.strict)
+        best = found.rates.double().amax(1)
+        each = torch.where(judged, 100.0 * found.consistent.double(), float("nan"))
+        value = found.score if judged.any() else None
+        draw = self.setting.generator
+
+        part = found.rates.argmax(1)[pairs.prototype].unsqueeze(1)
+
+        def score(hit: Tensor, seen: Tensor, looked: Tensor) -> Tensor:
+            some = looked.squeeze(2) > 0
+            kept = keeps_to_a_part(hit / seen.clamp_min(1), threshold=self.threshold, strict=self.strict) & some
+            return 100.0 * kept.sum(1) / some.sum(1)
+
+        return Score(
+            value,
+            per_prototype=each,
+            over_prototypes=mean_interval(each, draw),
+            over_cases=None
+            if value is None
+            else pairs.interval(
+                score, draw, hits.gather(1, part), visible.gather(1, part), pairs.each(), around=value, within=(0, 100)
+            ),
+            counts={
+                "prototypes judged": int(judged.sum()),
+                "prototypes without a case of their class": int((~judged & self.setting.subject.usable.cpu()).sum()),
+                "prototypes that hit no key point": int((judged & (hit <= 0).all(1)).sum()),
+                "parts never visible": self.never_visible(),
+            },
+            extras={
+                "best rate of a part, mean over prototypes": mean_of(best[judged]),
+                "most hit part": self._parts(found.rates, judged),
+            },
+            notes=(
+                *(() if judged.any() else (NOTHING,)),
+                self.about_region(),
+                "The interval over cases holds fixed which part each prototype hits most often.",
+                "It is centred on the figure, since drawing cases twice carries rates over the threshold.",
+            ),
+        )
+
+    def _parts(self, rates: Tensor, judged: Tensor) -> dict[str, str]:
+        """Return the part each judged prototype hits most often, by prototype id."""
+        names, ids = self.setting.parts, self.setting.subject.ids
+        return {
+            str(ids[p]): names[int(rates[p].argmax())]
+            for p in judged.nonzero().squeeze(1).tolist()
+            if float(rates[p].max()) > 0
+        }
+
+
+class HitStability(PartHits):
+    """Whether a prototype hits the same key points when the picture hardly changes."""
+
+    def start(self, setting: Setting) -> None:
+        """Get ready."""
+        super().start(setting)
+        self._same: list[Tensor] = []
+
+    def noisy(self, seen: Seen) -> Iterable[Look]:
+        """Return looks at the cases under noise."""
+        return seen.noisy
+
+    def update(self, seen: Seen) -> None:
+        """Take in a batch and its noisy versions."""
+        counted, hits = self.take(seen)
+        same = []
+        for look in self.noisy(seen):
+            assert look.maps is not None
+            again = self.hits(look.maps, counted, seen)[counted].cpu()
+            same.append((hits == again).all(1).double())
+        self._same.append(torch.stack(same).mean(0))
+
+    def result(self) -> Score:
+        """Return 100 times the mean share of cases with unchanged hits."""
+        pairs, hits, _ = self.gathered()
+        same = torch.cat(self._same).unsqueeze(1)
+        looked = pairs.total(pairs.each()).squeeze(1)
+        judged = looked > 0
+        each = torch.where(judged, 100.0 * pairs.total(same).squeeze(1) / looked.clamp_min(1), float("nan"))
+        value = mean_of(each)
+        empty = judged & (pairs.total(hits) <= 0).all(1)
+        draw = self.setting.generator
+
+        def score(same: Tensor, looked: Tensor) -> Tensor:
+            rates = (same / looked.clamp_min(1)).squeeze(2)  # 0 where a prototype was not drawn
+            return 100.0 * rates.sum(1) / (looked.squeeze(2) > 0).sum(1)
+
+        share = float(empty.sum() / judged.sum()) if judged.any() else 0.0
+        return Score(
+            value,
+            per_prototype=each,
+            over_prototypes=mean_interval(each, draw),
+            over_cases=pairs.interval(score, draw, same, pairs.each()) if value is not None else None,
+            counts={
+                "prototypes judged": int(judged.sum()),
+                "prototypes without a case of their class": int((~judged & self.setting.subject.usable.cpu()).sum()),
+                "prototypes that hit no key point": int(empty.sum()),
+                "draws of noise": self.setting.draws,
+            },
+            extras={"stability of prototypes that hit a key point": mean_of(each[judged & ~empty])},
+            notes=(
+                *(() if judged.any() else (NOTHING,)),
+                self.about_region(),
+                *((f"{share:.0%} of the prototypes hit nothing: they look stable because there is nothing to lose.",)
+                  if share else ()),
+            ),
+        )  # fmt: skip
+
+
+_clean: WeakKeyDictionary[Seen, dict[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+class BoxHits(PartHits):
+    """The region is a square around the peak of the map."""
+
+    half_side: int
+
+    def hits(self, maps: Tensor, counted: Tensor, seen: Seen) -> Tensor:
+        """Return ``(B, P, N)`` bool; those of the maps as they are, without noise, are found once for all metrics."""
+        kept = _clean.setdefault(seen, {}) if maps is seen.look.maps else {}
+        region = (self.size, self.half_side)
+        if region not in kept:
+            points = seen.marks.points_at(self.size)
+            kept[region] = part_hits(
+                maps, counted, points, seen.marks.visible, size=self.size, half_side=self.half_side
+            )
+        return kept[region]
 
     def about_region(self) -> str:
         """Return a sentence on how large the region is beside a cell."""
@@ -71,58 +230,12 @@ class PartHits(Metric):
     )
 )
 @dataclass
-class ConsistencyMetric(PartHits):
+class ConsistencyMetric(HitConsistency, BoxHits):
     """Whether a prototype means the same part of the object in every picture."""
 
     threshold: float = 0.8
     half_side: int = 36
     size: int = 224
-
-    def result(self) -> Score:
-        """Return 100 times the share of consistent prototypes."""
-        hits, counted, visible = self.gathered()
-        found = consistency(hits, counted, visible, threshold=self.threshold)
-        judged = found.judged
-        best = found.rates.double().amax(1) if found.rates.shape[1] else torch.zeros(len(judged), dtype=torch.float64)
-        each = torch.where(judged, 100.0 * found.consistent.double(), float("nan"))
-        value = None if not judged.any() else found.score
-        draw = self.setting.generator
-        flat = (hits & counted.unsqueeze(2)).double().flatten(1)
-        seen = (counted.unsqueeze(2) & visible.bool().unsqueeze(1)).double().flatten(1)
-
-        def score(weights: Tensor) -> Tensor:
-            rates = (weights @ flat / (weights @ seen).clamp_min(1)).unflatten(1, hits.shape[1:])
-            some = (weights @ counted.double()) > 0
-            peak = rates.amax(2)
-            kept = (peak >= self.threshold) & (peak > 0) & some
-            return 100.0 * kept.sum(1) / some.sum(1)
-
-        return Score(
-            value,
-            per_prototype=each,
-            over_prototypes=mean_interval(each, draw),
-            over_cases=interval_of(score, len(hits), draw) if value is not None else None,
-            counts={
-                "prototypes judged": int(judged.sum()),
-                "prototypes without a case of their class": int((~judged & self.setting.subject.usable.cpu()).sum()),
-                "prototypes that hit no key point": int((judged & ~hits.any(2).any(0)).sum()),
-                "parts never visible": int((~visible.any(0)).sum()),
-            },
-            extras={
-                "best rate of a part, mean over prototypes": float(best[judged].mean()) if judged.any() else None,
-                "most hit part": self._parts(found.rates, judged),
-            },
-            notes=(self.about_region(),),
-        )
-
-    def _parts(self, rates: Tensor, judged: Tensor) -> dict[str, str]:
-        """Return the part each judged prototype hits most often, by prototype id."""
-        names, ids = self.setting.parts, self.setting.subject.ids
-        return {
-            str(ids[p]): names[int(rates[p].argmax())]
-            for p in judged.nonzero().squeeze(1).tolist()
-            if rates.shape[1] and float(rates[p].max()) > 0
-        }
 
 
 @metric(
@@ -140,66 +253,11 @@ class ConsistencyMetric(PartHits):
     )
 )
 @dataclass
-class StabilityMetric(PartHits):
+class StabilityMetric(HitStability, BoxHits):
     """Whether a prototype points at the same part when the picture hardly changes."""
 
     half_side: int = 36
     size: int = 224
 
-    def start(self, setting: Setting) -> None:
-        """Get ready."""
-        super().start(setting)
-        self._same: list[Tensor] = []
 
-    def update(self, seen: Seen) -> None:
-        """Take in a batch and its noisy versions."""
-        super().update(seen)
-        hits, counted = self._hits[-1], self._counted[-1]
-        total = torch.zeros(counted.shape, dtype=torch.float64)
-        for look in seen.noisy:
-            assert look.maps is not None
-            again = self.hits(look.maps, counted.to(look.maps.device), seen).cpu()
-            total += (hits == again).all(2)
-        self._same.append(total / len(seen.noisy))
-
-    def result(self) -> Score:
-        """Return 100 times the mean share of cases with unchanged hits."""
-        hits, counted, _ = self.gathered()
-        same = torch.cat(self._same) * counted
-        judged = counted.any(0)
-        each = torch.where(judged, 100.0 * same.sum(0) / counted.sum(0).clamp_min(1), float("nan"))
-        value = float(each[judged].mean()) if judged.any() else None
-        empty = judged & ~(hits & counted.unsqueeze(2)).any(2).any(0)
-        draw = self.setting.generator
-
-        def score(weights: Tensor) -> Tensor:
-            seen = weights @ counted.double()
-            some = seen > 0
-            rates = torch.where(some, weights @ same / seen.clamp_min(1), 0.0)
-            return 100.0 * rates.sum(1) / some.sum(1)
-
-        share = float(empty.sum() / judged.sum()) if judged.any() else 0.0
-        return Score(
-            value,
-            per_prototype=each,
-            over_prototypes=mean_interval(each, draw),
-            over_cases=interval_of(score, len(hits), draw) if value is not None else None,
-            counts={
-                "prototypes judged": int(judged.sum()),
-                "prototypes that hit no key point": int(empty.sum()),
-                "draws of noise": self.setting.draws,
-            },
-            extras={"stability of prototypes that hit a key point": _mean(each[judged & ~empty])},
-            notes=(
-                self.about_region(),
-                *((f"{share:.0%} of the prototypes hit nothing: they look stable because there is nothing to lose.",)
-                  if share else ()),
-            ),
-        )  # fmt: skip
-
-
-def _mean(values: Tensor) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-__all__ = ["ConsistencyMetric", "PartHits", "StabilityMetric"]
+__all__ = ["BoxHits", "ConsistencyMetric", "HitConsistency", "HitStability", "PartHits", "StabilityMetric"]

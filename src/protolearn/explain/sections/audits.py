@@ -113,7 +113,14 @@ def _detail(found: AuditResult, name: str, score: Score, shown: frozenset[int]) 
 
 
 def _numbers(extras: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(what, float(v)) for what, v in extras.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    """Return figures by name, those of a small table under it one by one; longer lists are left to the JSON."""
+    found = []
+    for what, value in extras.items():
+        inner = value.items() if isinstance(value, Mapping) and len(value) <= 6 else [("", value)]
+        for key, v in inner:
+            if isinstance(v, int | float) and not isinstance(v, bool):
+                found.append((f"{what}, {key}" if key else what, float(v)))
+    return found
 
 
 def _extremes(found: AuditResult, values: list[float], better: str, shown: frozenset[int], most: int = 8) -> str:

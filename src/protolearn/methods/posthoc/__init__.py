@@ -1,0 +1,1 @@
+"""Prototypes for a classifier that has been trained already and is not changed."""
