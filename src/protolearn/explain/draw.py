@@ -19,9 +19,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.explain.decode import decoded_pictures, decodes_pictures
 from protolearn.explain.lettering import lettering, number, share, signed
-from protolearn.explain.passes import CaseList, device_of, evaluating, picture_of
+from protolearn.explain.passes import CaseList, device_of, picture_of
 from protolearn.explain.regions import percentile_boxes, to_original, upsample
 from protolearn.structures import Box, Explanation, LedgerRow, Source, Tokens
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import DataError, UsageError, nearest_names
-from protolearn.explain.passes import CaseList, Seen, evaluating, plain_json, run_over, track, whole_file
+from protolearn.explain.passes import CaseList, Seen, plain_json, run_over, track, whole_file
 from protolearn.explain.regions import Cells
 from protolearn.structures import Explanation, LedgerRow
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import DataError, ModelFileError, UsageError, nearest_names
 from protolearn.structures import Output
 
@@ -227,18 +228,6 @@ def labels_for(model: Classifier, cases: CaseList, *, strict: bool = False) -> n
         )
     table = np.array([known.get(name, -1) for name in names] + [-1], dtype=np.int64)
     return table[labels]
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model in eval mode and give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def track(items: Iterable[T], total: int, words: str, *, quiet: bool = False, patience: float = 2.0) -> Iterator[T]:
