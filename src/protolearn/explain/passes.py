@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from protolearn.core.model import PrototypeModel
 from protolearn.core.modes import evaluating
+from protolearn.core.scorer import Novelty
 from protolearn.errors import DataError, ModelFileError, UsageError, nearest_names
 from protolearn.structures import Output
 
@@ -228,6 +229,15 @@ def labels_for(model: Classifier, cases: CaseList, *, strict: bool = False) -> n
         )
     table = np.array([known.get(name, -1) for name in names] + [-1], dtype=np.int64)
     return table[labels]
+
+
+def novelty_of(model: PrototypeModel, output: Output) -> Novelty | None:
+    """Return what the model's novelty score says of an output; None where the model has none."""
+    if model.scorer is None:
+        return None
+    with evaluating(model), torch.no_grad():
+        found = model.novelty(output)
+    return Novelty(found.confidence.cpu(), None if found.known is None else found.known.cpu())
 
 
 def track(items: Iterable[T], total: int, words: str, *, quiet: bool = False, patience: float = 2.0) -> Iterator[T]:
