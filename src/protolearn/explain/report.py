@@ -9,11 +9,13 @@ import torch
 from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
+from protolearn.explain.described import Characteristics
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, gather
 from protolearn.explain.lettering import number, percent
 from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.audits import audits
+from protolearn.explain.sections.characteristics import characteristics
 from protolearn.explain.sections.honesty import honesty_section
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
@@ -29,6 +31,7 @@ def report(
     path: str | Path = "report.html",
     *,
     audited: AuditResult | None = None,
+    described: Characteristics | None = None,
     most: int = 120,
     examples: int = 3,
     batch_size: int = 64,
@@ -49,6 +52,8 @@ def report(
         The file; written under a temporary name and renamed.
     audited : AuditResult, optional
         What ``protolearn.audit`` found of this model: a section of its own.
+    described : Characteristics, optional
+        What :func:`~protolearn.explain.described.characterise` found: a section of its own, and words on every card.
     most : int
         Prototypes shown with pictures, spread evenly over the classes; the report says how many there are.
     examples : int
@@ -88,10 +93,10 @@ def report(
         raise UsageError(f"most and examples must not be negative, got {most} and {examples}")
     found = survey(model, train, test, neighbours=NEIGHBOURS + 1, batch_size=batch_size, device=device, quiet=quiet)
     known = gather(model, train, test, found, most=most, examples=examples)
-    return write_text(path, _document(known, audited))
+    return write_text(path, _document(known, audited, described))
 
 
-def _document(known: Gathered, audited: AuditResult | None) -> str:
+def _document(known: Gathered, audited: AuditResult | None, described: Characteristics | None) -> str:
     cards = frozenset(int(known.bank.ids[row]) for row in known.chosen)
     pieces = [
         ("example", "How to read it", example(known)),
@@ -99,7 +104,8 @@ def _document(known: Gathered, audited: AuditResult | None) -> str:
         ("data", "The data", data(known)),
         ("training", "Training", training(known)),
         ("scores", "How good it is", scores(known)),
-        ("prototypes", "Prototypes", prototypes(known)),
+        ("prototypes", "Prototypes", prototypes(known, described)),
+        ("characteristics", "What prototypes look at", "" if described is None else characteristics(described, cards)),
         ("predictions", "Predictions", predictions(known)),
         ("sees", "How far a place really sees", honesty_section(known)),
         ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),
