@@ -24,6 +24,7 @@ NAMES = (
     "batch_job",
     "startup",
     "tables",
+    "novelty",
 )
 HERE = Path(__file__).resolve().parent
 TABLE = ("<!-- table: written by python -m benchmarks -->", "<!-- end of table -->")

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Plan, Row, in_turn
 from benchmarks.pictures import BATCH, CLASSES, PER_CLASS, model
+from protolearn.audit.look import Look
 from protolearn.audit.marks import Marks
 from protolearn.audit.metric import Metric, Seen, Setting, make_metric
-from protolearn.audit.object_parts import disturb
-from protolearn.audit.subject import Look, ModelSubject
+from protolearn.audit.noise import disturb
+from protolearn.audit.subject import ModelSubject
 from protolearn.core.model import PrototypeModel
 
 TITLE = "Audits"

@@ -25,6 +25,7 @@ from common import ROOT, data_folder, load, made, make_encoder
 
 from protolearn.audit.metric import METRICS, make_metric
 from protolearn.audit.result import AuditResult, figure
+from protolearn.audit.subject import subject_of
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Annotation, arrays
 from protolearn.data.cases import Cases
@@ -85,9 +86,16 @@ def plain(found: AuditResult) -> dict[str, Any]:
     kept = found.to_dict()
     for entry in kept["metrics"].values():
         del entry["per_case"], entry["per_prototype"], entry["variant"], entry["source"], entry["title"]
-        entry["extras"] = {k: v for k, v in entry["extras"].items() if isinstance(v, int | float | str) or v is None}
+        entry["extras"] = {k: v for k, v in entry["extras"].items() if short(v)}
     return {"metrics": kept["metrics"], "refused": kept["refused"], "facts": kept["facts"],
             "accuracy": found.classified.accuracy, "interval": found.classified.interval}  # fmt: skip
+
+
+def short(value: Any) -> bool:
+    """Say whether an extra is a figure, a word, or a small table of them."""
+    if isinstance(value, dict):
+        return len(value) <= 12 and all(short(v) for v in value.values())
+    return isinstance(value, int | float | str) or value is None or (isinstance(value, list) and len(value) == 2)
 
 
 def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -96,27 +104,29 @@ def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     model, twin = (trained(slug, train, seed, args.cache) for seed in (0, 1))
     between = time.perf_counter()
-    quick = [n for n, cls in METRICS.items() if not cls.about.costly]
-    costly = [n for n, cls in METRICS.items() if cls.about.costly]
+    wanted = args.again or list(METRICS)
+    quick = [n for n in wanted if not METRICS[n].about.costly]
+    costly = [n for n in wanted if METRICS[n].about.costly]
     outside, entry = textures(), {}
     for names, cases in ((quick, test), (costly, spread(test, args.cases))):
+        if not names:
+            continue
         chosen = [
             make_metric(n, substrates=("zero",)) if n in ("deletion", "insertion") else make_metric(n)
-            for n in runnable(names, name)
+            for n in runnable(names, name, model)
         ]
         found = audit(model, cases, train, metrics=chosen, outside=outside, twin=twin, batch_size=32)
         part = plain(found)
-        if not entry:
-            entry = part
-        else:
-            entry["metrics"] |= {key: {**value, "cases": len(cases)} for key, value in part["metrics"].items()}
+        figures = {key: {**value, "cases": len(cases)} for key, value in part["metrics"].items()}
+        entry = {**(entry or part), "metrics": {**entry.get("metrics", {}), **figures}}
     entry["seconds"] = {"training": round(between - start), "audit": round(time.perf_counter() - between)}
     return entry
 
 
-def runnable(names: list[str], data: str) -> list[str]:
-    """Return the metrics that the marks of a set allow; a shift of the same cases is not made here."""
+def runnable(names: list[str], data: str, model: PrototypeModel) -> list[str]:
+    """Return the metrics that the marks of a set and the model allow; a shift of the same cases is not made here."""
     lacking = {"shifted"} | ({"points"} if data == "wbc" else set())
+    lacking |= {need for need in ("weights", "vectors") if getattr(subject_of(model), need) is None}
     return [name for name in names if not lacking & set(METRICS[name].about.needs)]
 
 
@@ -154,6 +164,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(METHODS))
     parser.add_argument("--cases", type=int, default=12, help="for the metrics that run altered pictures")
     parser.add_argument("--cache", type=Path, default=None, help="folder that keeps the frozen tokens between runs")
+    parser.add_argument("--again", nargs="+", default=[], help="run these metrics again for what is in the receipt")
     parser.add_argument("--out", type=Path, default=ROOT / "audits.json")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -166,13 +177,17 @@ def main() -> None:
         for slug in args.only:
             for name in args.sets:
                 entries = receipt["sets"].setdefault(name, {})
-                if slug in entries:
+                if slug in entries and not args.again:
                     continue
-                entries[slug] = once(slug, name, args)
+                found = once(slug, name, args)
+                if args.again:
+                    entries[slug]["metrics"] |= found["metrics"]
+                else:
+                    entries[slug] = found
                 temporary = args.out.with_suffix(".part")
                 temporary.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
                 temporary.replace(args.out)
-                print(name, slug, entries[slug]["seconds"], flush=True)
+                print(name, slug, found["seconds"], flush=True)
     print(table(receipt))
 
 

@@ -300,7 +300,8 @@ class Explanation:
 
     ``rows`` holds every active prototype, so that the sum can be checked; ``top(n)`` gives the ones to show.
     ``abstains`` says that nothing spoke for any class: ``predicted`` is then no answer. ``score_name`` says what the
-    "logit" is, where the head's scores are none.
+    "logit" is, where the head's scores are none. Where the model has a novelty score, ``confidence`` is what it says of
+    the case, and ``known`` whether that reaches its threshold (None where none is set).
     """
 
     case: str
@@ -313,6 +314,13 @@ class Explanation:
     rows: tuple[LedgerRow, ...]
     abstains: bool = False
     score_name: str = "logit"
+    confidence: float | None = None
+    known: bool | None = None
+
+    @property
+    def unknown(self) -> bool:
+        """Whether ``predicted`` is no answer: nothing spoke for any class, or nothing like the case is known."""
+        return self.abstains or self.known is False
 
     @property
     def total(self) -> float:

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from protolearn.audit.association import AssociationTable, Regressors, association_table
+from protolearn.audit.association_foretelling import auroc, foretell
 from protolearn.audit.association_result import Association
-from protolearn.audit.foretelling import auroc, foretell
 from protolearn.audit.heterogeneity import heterogeneity, intra_class_distance
 from protolearn.audit.logistic import fit_logistic, separated, standardised
 from protolearn.errors import DataError, MissingExtra, UsageError

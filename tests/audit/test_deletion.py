@@ -11,10 +11,11 @@ import torch
 from tests.audit.planted import planted, seen, setting
 from torch import Tensor
 
-from protolearn.audit.altered import SUBSTRATES, exchanged, substrate
+from protolearn.audit.blanking import SUBSTRATES, exchanged, substrate
 from protolearn.audit.deletion import ORDERS, area, deletion, deletion_curve, pixel_ranks, random_maps, shuffles
+from protolearn.audit.look import Look
 from protolearn.audit.metric import METRICS, Score, Seen, make_metric
-from protolearn.audit.subject import AdaptedSubject, Look
+from protolearn.audit.subject import AdaptedSubject
 from protolearn.core.maps import upsample_maps
 from protolearn.core.model import PrototypeModel
 from protolearn.data import digits

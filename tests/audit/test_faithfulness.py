@@ -10,17 +10,17 @@ import torch
 from tests.audit.planted import planted, seen, setting
 from torch import Tensor
 
-from protolearn.audit.altered import covered
+from protolearn.audit.blanking import covered
 from protolearn.audit.faithfulness import (
     additivity_gap,
     cell_boxes,
-    correlation,
     leading,
     region_drops,
 )
+from protolearn.audit.look import Look
 from protolearn.audit.marks import no_marks
 from protolearn.audit.metric import Score, Seen, make_metric
-from protolearn.audit.subject import AdaptedSubject, Look
+from protolearn.audit.subject import AdaptedSubject
 from protolearn.data import digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import UsageError
@@ -172,19 +172,6 @@ def test_drops_are_differences_of_looks() -> None:
     assert torch.allclose(found.score, torch.stack([look.logits[0, 0], torch.tensor(0.0), look.logits[2, 0]]))
     assert torch.allclose(found.own, torch.stack([look.scores[0, 1], torch.tensor(0.0), 2 * look.scores[2, 0]]))
     assert none.score.shape == none.own.shape == (0,)
-
-
-def test_correlations() -> None:
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(30, generator=g).double(), torch.randn(30, generator=g).double()
-    y = y + 0.5 * x
-    counts = torch.randint(0, 3, (5, 30), generator=g)
-    for row, found in zip(counts, correlation(x, y, counts), strict=True):
-        a, b = x.repeat_interleave(row).numpy(), y.repeat_interleave(row).numpy()
-        assert float(found) == pytest.approx(np.corrcoef(a, b)[0, 1])
-    far = correlation(1e8 + x, y, torch.ones(1, 30))
-    assert float(far) == pytest.approx(np.corrcoef(x.numpy(), y.numpy())[0, 1], abs=1e-6)
-    assert correlation(torch.full((4,), 0.1), torch.arange(4.0), torch.ones(1, 4)).isnan().all()
 
 
 # ----- additivity --------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from protolearn.audit.heat import evidence_map, heat, mean_map, pull, uneven
 from protolearn.audit.localisation import FIGURES, Localised, localise
+from protolearn.audit.look import Look
 from protolearn.audit.marks import Marks
 from protolearn.audit.metric import METRICS, Metric, Score, make_metric
-from protolearn.audit.subject import Look
 from protolearn.data import Annotation, digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError

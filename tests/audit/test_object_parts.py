@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from protolearn.audit.object_parts import consistency, disturb, part_hits, stability
+from protolearn.audit.noise import disturb
+from protolearn.audit.object_parts import consistency, part_hits, stability
 from protolearn.errors import UsageError
 
 SIZE, HALF = 56, 6

@@ -11,8 +11,8 @@ from tests.explain.sighted import CELL, SIDE, sighted, spotted, state_of, unchan
 from protolearn.core.similarities import RadialBasis
 from protolearn.encoders import FeatureEncoder, ImageEncoder, SmallEncoder
 from protolearn.errors import DataError, MissingExtra, UsageError
-from protolearn.explain.asked import Asked, noisy_slopes, similarity_at
 from protolearn.explain.attribution import METHODS, Settings, attribute
+from protolearn.explain.gradients import Asked, noisy_slopes, similarity_at
 from protolearn.methods import get_method
 
 FROM_PIXELS = ("saliency", "smooth_grad", "integrated_gradients", "occlusion")

@@ -18,8 +18,8 @@ from protolearn.core.similarities import LogRatio
 from protolearn.encoders import FeatureEncoder, SmallEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.cav import Layer, activations, gradients, separate
-from protolearn.explain.concept_scores import Tcav
 from protolearn.explain.tcav import different, tcav
+from protolearn.explain.tcav_result import Tcav
 from protolearn.methods import get_method
 
 WIDTH = 16

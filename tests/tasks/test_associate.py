@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from protolearn.audit.subject import AdaptedSubject, Look, ModelSubject
+from protolearn.audit.look import Look
+from protolearn.audit.subject import AdaptedSubject, ModelSubject
 from protolearn.core.model import PrototypeModel
 from protolearn.data import digits
 from protolearn.data.features import FeatureCases, features

@@ -21,8 +21,8 @@ from protolearn.errors import DataError, UsageError
 from protolearn.explain.explain import explain
 from protolearn.explain.passes import run_over
 from protolearn.methods import get_method
-from protolearn.tasks.mending import ban_background, merge_twins, spared, why_not_merge
 from protolearn.tasks.repair import repair
+from protolearn.tasks.repair_steps import ban_background, merge_twins, spared, why_not_merge
 from protolearn.tasks.verify import verify
 from protolearn.training.fit import fit
 from protolearn.training.folder import load, save

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -73,30 +71,6 @@ def region_overlap(one: Tensor, other: Tensor, *, half_side: int = 36, size: int
     both = (high - low).clamp_min(0).prod(-1)
     areas = [(end - start).prod(-1) for start, end in corners]
     return both / (areas[0] + areas[1] - both)
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Return ``(B,)`` Spearman's correlation between rows, ties at their mean rank; NaN where a row is all equal.
-
-    Parameters
-    ----------
-    one, other : Tensor
-        ``(B, P)`` scores of the same prototypes.
-
-    Examples
-    --------
-    >>> rank_correlation(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.1, 0.2, 0.3]])).item()
-    1.0
-    """
-    if one.shape != other.shape or one.ndim != 2:
-        raise ValueError(f"scores of the same prototypes are compared: got {tuple(one.shape)}, {tuple(other.shape)}")
-    if not one.numel():
-        return torch.full((len(one),), float("nan"), dtype=torch.float64)
-    ranks = [rankdata(table.detach().cpu().double().numpy(), axis=1) for table in (one, other)]
-    left, right = (table - table.mean(1, keepdims=True) for table in ranks)
-    scale = np.sqrt((left**2).sum(1) * (right**2).sum(1))
-    # sums of half ranks: a square root of their product is 0 only where a row is all equal
-    return torch.from_numpy(np.where(scale > 0, (left * right).sum(1) / np.where(scale > 0, scale, 1.0), np.nan))
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.audit.altered import exchanged, substrate
+from protolearn.audit.blanking import exchanged, substrate
 from protolearn.audit.heat import uneven
 from protolearn.core.maps import upsample_maps
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
 
 ORDERS = ("salient first", "inverse", "random pixels", "random cells")
@@ -222,15 +223,10 @@ def deletion_curve(
     >>> curve.shape
     torch.Size([3, 3])
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         ranks = _cell_ranks(model, inputs, order)
         counts, blank = torch.arange(order.shape[1] + 1), torch.full_like(inputs, fill)
         return exchanged(lambda shown: model(shown).logits, inputs, blank, ranks, counts, targets).squeeze(1)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _cell_ranks(model: PrototypeModel, inputs: Tensor, order: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.audit.altered import covered
-from protolearn.audit.subject import Look, Subject
+from protolearn.audit.blanking import covered
+from protolearn.audit.look import Look
+from protolearn.audit.subject import Subject
 from protolearn.errors import UsageError
 
 
@@ -149,22 +150,3 @@ def region_drops(
         own.append(entries[b, p] - again.toward(targets[b]).gather(1, p.unsqueeze(1)).squeeze(1))
     none = before.new_zeros(0)
     return Drops(torch.cat(score) if score else none, torch.cat(own) if own else none)
-
-
-def correlation(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
-    """Return ``(R,)`` Pearson correlations of values ``(n,)``, one a row of weights ``(R, n)``; NaN where undefined.
-
-    Examples
-    --------
-    >>> correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 7.0]), torch.ones(1, 3)).item() > 0.98
-    True
-    """
-    left, right, weights = left.double(), right.double(), weights.double()
-    total = weights.sum(1)
-    # about the middle first: the moments of large numbers lose their digits
-    left, right = left - left.mean(), right - right.mean()
-    a, b = weights @ left / total, weights @ right / total
-    cross = weights @ (left * right) / total - a * b
-    spread = (weights @ left.square() / total - a * a) * (weights @ right.square() / total - b * b)
-    least = torch.finfo(torch.float64).eps * left.square().mean() * right.square().mean()
-    return torch.where(spread > least, cross / spread.clamp_min(0).sqrt(), float("nan")).clamp(-1, 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from protolearn.audit.subject import Look
+from protolearn.audit.look import Look
 from protolearn.core.maps import upsample_maps
 
 

@@ -192,21 +192,5 @@ def stability(hits: Tensor, disturbed: Tensor, counted: Tensor) -> Stability:
     return Stability(rates, judged, 100 * score)
 
 
-def disturb(inputs: Tensor, *, std: float = 0.2, limit: float = 0.25, generator: torch.Generator) -> Tensor:
-    """Return inputs plus clipped Gaussian noise, in the encoder's own (normalised) units.
-
-    Source: EvalProtoPNet's stability, with its defaults: noise after normalisation, about 0.045 of a pixel's range.
-
-    Examples
-    --------
-    >>> disturb(torch.zeros(2, 3), std=0.0, generator=torch.Generator()).abs().max().item()
-    0.0
-    """
-    if std < 0 or limit < 0:
-        raise UsageError(f"std and limit must be at least 0, got {std} and {limit}")
-    noise = torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype).to(inputs.device) * std
-    return inputs + noise.clamp(-limit, limit)
-
-
 def _share(some: Tensor, of: Tensor) -> float:
     return float((some & of).sum() / of.sum()) if of.any() else float("nan")

@@ -225,6 +225,34 @@ def _audit(parser: Any) -> None:
     _running(parser)
 
 
+def _ood(parser: Any) -> None:
+    parser.add_argument("model", nargs="?", help="folder of a model")
+    parser.add_argument("data", nargs="?", help=f"the training data: {DATA}")
+    parser.add_argument("--test", help="other known cases to judge by, instead of the held-out part of DATA")
+    parser.add_argument("--held", metavar="DATA", help="known cases to set the threshold by (default: a part of DATA)")
+    foreign = {"nargs": "+", "action": "extend", "metavar": "NAME=DATA"}
+    parser.add_argument("--near", **foreign, help="foreign cases that are like the known ones")
+    parser.add_argument("--far", **foreign, help="foreign cases that are unlike them")
+    parser.add_argument("--outside", **foreign, help="foreign cases of which neither is said")
+    parser.add_argument("--score", default="mahalanobis", help="names: a,b,c (default: mahalanobis)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", metavar="SCORE.SETTING=VALUE", help="of a score, e.g. knn.k=10"
+    )
+    parser.add_argument("--list", action="store_true", help="say what scores there are and what they take, and stop")
+    parser.add_argument("--rate", type=float, default=0.95, help="share of known cases to accept (default: 0.95)")
+    parser.add_argument("--share", type=float, default=0.2, help="of DATA that sets the threshold (default: 0.2)")
+    parser.add_argument(
+        "--positive",
+        default="known",
+        choices=["known", "foreign"],
+        help="whose rate is fixed in FPR95 (default: known)",
+    )
+    parser.add_argument("--save", action="store_true", help="keep the first score, with its threshold, in the model")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of resampling (default: 0)")
+    parser.add_argument("--out", help="folder for page, JSON and tables (default: print a table)")
+    _running(parser)
+
+
 def _repair(parser: Any) -> None:
     parser.add_argument("model", help="folder of a model")
     parser.add_argument("data", help=f"the training data: {DATA}")
@@ -438,6 +466,19 @@ COMMANDS: dict[str, Command] = {
         _audit,
         more="Metrics that the data do not allow are listed with what they need and what can stand in for them. The "
         "model is not changed.",
+    ),
+    "ood": Command(
+        "let a model say what it has not seen before: fit a novelty score, and measure it on foreign cases",
+        """
+        protolearn ood model photos/ --save
+        protolearn ood model photos/ --near others=other_birds/ --far textures=dtd/ --score mahalanobis,energy,knn
+        protolearn ood model photos/ --outside odd=odd/ --score knn --set knn.k=10 --out novelty --save
+        protolearn ood --list
+        """,
+        "ood",
+        _ood,
+        more='The first score is the one that --save keeps: predict and explain then answer "does not know" below its '
+        "threshold. Foreign cases are only judged, never fitted to.",
     ),
     "repair": Command(
         "merge, drop and ban prototypes, fit the last layer again, and compare before with after",

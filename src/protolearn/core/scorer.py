@@ -7,7 +7,7 @@ on held-out known cases, is "unknown". B batch, D width of the features, C class
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -135,8 +135,18 @@ def threshold_at(confidence: Tensor, rate: float = 0.95) -> float:
     if confidence.ndim != 1 or not len(confidence) or bool(confidence.isnan().any()):
         raise UsageError("a threshold is set on a row of at least one known case, none of them NaN")
     order = confidence.detach().double().sort(descending=True).values
-    last = max(1, -int(-rate * len(order) // 1))  # the smallest number of cases that is that share
-    return float(order[last - 1])
+    return float(order[cases_for(rate, len(order)) - 1])
+
+
+def cases_for(rate: float, count: int) -> int:
+    """Return the smallest number of ``count`` cases that is this share of them, at least 1.
+
+    Examples
+    --------
+    >>> cases_for(0.95, 20), cases_for(0.95, 21), cases_for(0.07, 100)
+    (19, 20, 7)
+    """
+    return max(1, -int(-(rate * count - 1e-9) // 1))
 
 
 class Scorer(nn.Module, ABC):
@@ -157,6 +167,8 @@ class Scorer(nn.Module, ABC):
         Whether it differentiates the model when it scores.
     reads_inputs : bool
         Whether it runs the model itself; it is then asked with ``score_inputs``.
+    fits_inputs : bool
+        Whether it runs the model itself to learn; it is then fitted with ``fit_inputs``.
     threshold : Tensor
         Scalar; NaN until it is set.
     """
@@ -165,6 +177,7 @@ class Scorer(nn.Module, ABC):
     source: ClassVar[str] = ""
     needs_grad: ClassVar[bool] = False
     reads_inputs: ClassVar[bool] = False
+    fits_inputs: ClassVar[bool] = False
     settings_names: ClassVar[tuple[str, ...]] = ()
     features: str
     threshold: Tensor
@@ -181,6 +194,14 @@ class Scorer(nn.Module, ABC):
     def fit(self, view: View, labels: Tensor) -> Scorer:
         """Learn from known cases, all at once; ``labels`` ``(N,)``, -1 = unlabelled. Nothing to learn by default."""
         return self
+
+    def chosen(self, labels: Tensor) -> Tensor:
+        """Return the positions of the known cases that :meth:`fit_inputs` is to be shown; all by default."""
+        return torch.arange(len(labels), device=labels.device)
+
+    def fit_inputs(self, model: nn.Module, batches: Iterable[Tensor]) -> Scorer:
+        """Learn from inputs, batch by batch, for scores that run the model themselves."""
+        raise UsageError(f"the novelty score {self.name} learns from outputs: call fit")
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
@@ -257,6 +278,7 @@ def make_scorer(spec: str | Mapping[str, Any]) -> Scorer:
     >>> make_scorer("msp").spec()
     {'name': 'msp', 'features': 'encoded'}
     """
+    import protolearn.core.activation_coverage
     import protolearn.core.clipped_scores
     import protolearn.core.feature_scores
     import protolearn.core.scores  # noqa: F401  their classes register themselves

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import MissingExtra, UsageError, look_up
-from protolearn.explain.asked import (
+from protolearn.explain.gradients import (
     Asked,
     Class,
     Prototype,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import DataError, UsageError, look_up
-from protolearn.explain.asked import asking
+from protolearn.explain.gradients import asking
 from protolearn.explain.passes import device_of
 from protolearn.structures import Output
 
@@ -66,7 +66,7 @@ class Layer:
     def open(self, model: PrototypeModel, inputs: Tensor) -> tuple[Tensor, Output, Tensor | None]:
         """Run inputs and return the activations as the leaf of a graph, the output made of them, and the mask.
 
-        Call it within :func:`~protolearn.explain.asked.asking`; nothing before the layer is differentiated.
+        Call it within :func:`~protolearn.explain.gradients.asking`; nothing before the layer is differentiated.
         """
         if self.at == ENCODER:
             with torch.no_grad():

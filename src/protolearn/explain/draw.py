@@ -19,9 +19,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.explain.decode import decoded_pictures, decodes_pictures
 from protolearn.explain.lettering import lettering, number, share, signed
-from protolearn.explain.passes import CaseList, device_of, evaluating, picture_of
+from protolearn.explain.passes import CaseList, device_of, picture_of
 from protolearn.explain.regions import percentile_boxes, to_original, upsample
 from protolearn.structures import Box, Explanation, LedgerRow, Source, Tokens
 
@@ -307,7 +308,7 @@ def index_of(cases: CaseList, case: str) -> int | None:
 
 def verdict(explanation: Explanation, names: Sequence[str]) -> str:
     """Return what a model says of a case, in a few words."""
-    return "Does not know" if explanation.abstains else f"Looks like {names[explanation.predicted]}"
+    return "Does not know" if explanation.unknown else f"Looks like {names[explanation.predicted]}"
 
 
 def explanation_picture(
@@ -383,7 +384,7 @@ class _Card:
 
     def title(self) -> None:
         e = self.explanation
-        said = "does not know" if e.abstains else f"predicted: {self.names[e.predicted]}"
+        said = "does not know" if e.unknown else f"predicted: {self.names[e.predicted]}"
         x = self.words(
             self.MARGIN,
             self.y,
@@ -397,7 +398,7 @@ class _Card:
         told = f"case {e.case}"
         if e.label is not None:
             told += f"  ·  labelled {self.names[e.label]}: " + (
-                "right" if e.label == e.predicted and not e.abstains else "not known" if e.abstains else "WRONG"
+                "right" if e.label == e.predicted and not e.unknown else "not known" if e.unknown else "WRONG"
             )
         self.words(self.MARGIN, self.y, told, 18, SOFT, width=self.WIDTH - 2 * self.MARGIN)
         self.y += 44

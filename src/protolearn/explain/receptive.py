@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
-from protolearn.explain.asked import (
+from protolearn.explain.boxes import area, bounding_box, box_overlap, holding_box, share_inside
+from protolearn.explain.gradients import (
     Asked,
     Prototype,
     asking,
@@ -35,8 +37,7 @@ from protolearn.explain.asked import (
     slopes,
     sound,
 )
-from protolearn.explain.boxes import area, bounding_box, box_overlap, holding_box, share_inside
-from protolearn.explain.passes import device_of, evaluating
+from protolearn.explain.passes import device_of
 from protolearn.explain.regions import percentile_boxes, upsample
 from protolearn.structures import Box
 
@@ -223,7 +224,7 @@ def sensitivity(
     rows, places : Tensor
         ``(B,)`` int64: row of the bank and position.
     draws, noise, generator
-        Of noisy copies, see :func:`protolearn.explain.asked.noisy_slopes`.
+        Of noisy copies, see :func:`protolearn.explain.gradients.noisy_slopes`.
     """
     asked = Asked(model, "similarity", fixed=True)
     with asking(model):

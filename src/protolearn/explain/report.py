@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from protolearn.audit.ood_result import OODResult
 from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
@@ -17,6 +18,7 @@ from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.audits import audits
 from protolearn.explain.sections.characteristics import characteristics
 from protolearn.explain.sections.honesty import honesty_section
+from protolearn.explain.sections.novelty import novelty as novelty_section
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
 from protolearn.explain.sections.record import about, data, training
@@ -32,6 +34,7 @@ def report(
     *,
     audited: AuditResult | None = None,
     described: Characteristics | None = None,
+    novelty: OODResult | None = None,
     most: int = 120,
     examples: int = 3,
     batch_size: int = 64,
@@ -54,6 +57,8 @@ def report(
         What ``protolearn.audit`` found of this model: a section of its own.
     described : Characteristics, optional
         What :func:`~protolearn.explain.described.characterise` found: a section of its own, and words on every card.
+    novelty : OODResult, optional
+        What ``tasks.ood.evaluate_ood`` found of it: a section with the foreign cases and what they are closest to.
     most : int
         Prototypes shown with pictures, spread evenly over the classes; the report says how many there are.
     examples : int
@@ -93,10 +98,12 @@ def report(
         raise UsageError(f"most and examples must not be negative, got {most} and {examples}")
     found = survey(model, train, test, neighbours=NEIGHBOURS + 1, batch_size=batch_size, device=device, quiet=quiet)
     known = gather(model, train, test, found, most=most, examples=examples)
-    return write_text(path, _document(known, audited, described))
+    return write_text(path, _document(known, audited, described, novelty))
 
 
-def _document(known: Gathered, audited: AuditResult | None, described: Characteristics | None) -> str:
+def _document(
+    known: Gathered, audited: AuditResult | None, described: Characteristics | None, novelty: OODResult | None
+) -> str:
     cards = frozenset(int(known.bank.ids[row]) for row in known.chosen)
     pieces = [
         ("example", "How to read it", example(known)),
@@ -109,6 +116,7 @@ def _document(known: Gathered, audited: AuditResult | None, described: Character
         ("predictions", "Predictions", predictions(known)),
         ("sees", "How far a place really sees", honesty_section(known)),
         ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),
+        ("novelty", "Known and foreign", "" if novelty is None else novelty_section(novelty, known.painter)),
         ("attention", "Worth a look", attention(known)),
         ("limits", "What this cannot tell", limits(known)),
     ]

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import DataError, UsageError
-from protolearn.explain.asked import classes_of, rows_of, sound
 from protolearn.explain.cav import Cav, Layer, activations, gradients, separate
-from protolearn.explain.concept_scores import RANDOM, ConceptScore, Tcav
+from protolearn.explain.gradients import classes_of, rows_of, sound
 from protolearn.explain.passes import device_of
+from protolearn.explain.tcav_result import RANDOM, ConceptScore, Tcav
 
 PLACEBO_RUNS = 5
 LEAST = 6

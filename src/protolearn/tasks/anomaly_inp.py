@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from protolearn.core.anomaly_maps import blurred, cosine_gap, enlarged, top_mean
 from protolearn.core.encoder import Encoder
 from protolearn.core.inp_former import InpFormer, coherence, layer_groups
+from protolearn.core.modes import evaluating
 from protolearn.encoders import ImageEncoder
 from protolearn.errors import UsageError
-from protolearn.explain.passes import CaseList, evaluating, track
+from protolearn.explain.passes import CaseList, track
 from protolearn.structures import Box, Tokens
 from protolearn.tasks.anomaly_model import AnomalyModel, Examined, positive, refuse_constant, refuse_nan, refuse_none
 from protolearn.training.stable_adamw import StableAdamW

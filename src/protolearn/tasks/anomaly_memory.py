@@ -11,10 +11,11 @@ from torch import Tensor
 from protolearn.core.anomaly_maps import blurred, enlarged
 from protolearn.core.coreset import greedy_coreset
 from protolearn.core.encoder import Encoder
+from protolearn.core.modes import evaluating
 from protolearn.core.patch_memory import nearest_patches, patch_features, worst_patch
 from protolearn.encoders import ImageEncoder
 from protolearn.errors import UsageError
-from protolearn.explain.passes import CaseList, evaluating, track
+from protolearn.explain.passes import CaseList, track
 from protolearn.structures import Box, Tokens
 from protolearn.tasks.anomaly_model import (
     AnomalyModel,

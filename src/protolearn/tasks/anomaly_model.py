@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.encoder import Encoder
+from protolearn.core.modes import evaluating
 from protolearn.core.scorer import threshold_at
 from protolearn.errors import DataError, UsageError
-from protolearn.explain.passes import CaseList, Shown, evaluating, inputs_over, track
+from protolearn.explain.passes import CaseList, Shown, inputs_over, track
 from protolearn.structures import Box, Tokens
 
 

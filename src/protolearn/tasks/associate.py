@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.association import AssociationTable, Regressors, association_table
-from protolearn.audit.foretelling import Foretold, foretell
+from protolearn.audit.association_foretelling import Foretold, foretell
 from protolearn.audit.heterogeneity import Heterogeneity, heterogeneity, intra_class_distance
 from protolearn.audit.subject import ModelSubject, Subject, subject_of
 from protolearn.data.splits import group_split, stratified_split

@@ -16,16 +16,17 @@ import torch
 from protolearn.audit.metric import Metric
 from protolearn.audit.redundancy import Use
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.core.projection import NearestTokens
 from protolearn.core.votes import Votes
 from protolearn.data.cases import Cases
 from protolearn.errors import UsageError
-from protolearn.explain.passes import device_of, evaluating, inputs_over, labels_for, track
+from protolearn.explain.passes import device_of, inputs_over, labels_for, track
 from protolearn.explain.survey import predicted_contribution
 from protolearn.tasks.audit import QUICK, audit
 from protolearn.tasks.classify import evaluate, kept_scores
-from protolearn.tasks.mending import Change, ban_background, ban_named, drop, merge_twins
-from protolearn.tasks.repaired import RepairResult
+from protolearn.tasks.repair_result import RepairResult
+from protolearn.tasks.repair_steps import Change, ban_background, ban_named, drop, merge_twins
 from protolearn.training.refit import refit_head
 
 HEAT = "content_heat_share"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from protolearn.audit.altered import SUBSTRATES
+from protolearn.audit.blanking import SUBSTRATES
 from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.deletion import ORDERS, deletion
 from protolearn.audit.heat import evidence_map, pull, uneven

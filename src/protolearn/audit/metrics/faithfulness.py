@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protolearn.audit.altered import SUBSTRATES, substrate
+from protolearn.audit.blanking import SUBSTRATES, substrate
 from protolearn.audit.bootstrap import interval_of, mean_of
-from protolearn.audit.continuity import rank_correlation
+from protolearn.audit.correlation import rank_correlation, weighted_correlation
 from protolearn.audit.faithfulness import (
     additivity_gap,
     cell_boxes,
-    correlation,
     leading,
     region_drops,
 )
@@ -116,14 +115,14 @@ class PrototypeFaithfulness(Metric):
             for name, each in self._drops.items()
         }
         seen, draw = drops[CELL][0], self.setting.generator
-        value = float(correlation(promised, seen, torch.ones(1, len(seen)))) if len(seen) > 2 else float("nan")
+        value = float(weighted_correlation(promised, seen, torch.ones(1, len(seen)))) if len(seen) > 2 else float("nan")
         defined = value == value
 
         def over(groups: Tensor) -> tuple[float, float] | None:
             names, rows = groups.unique(return_inverse=True)
             if not defined:
                 return None
-            return interval_of(lambda weights: correlation(promised, seen, weights[:, rows]), len(names), draw)
+            return interval_of(lambda weights: weighted_correlation(promised, seen, weights[:, rows]), len(names), draw)
 
         return Score(
             value if defined else None,
@@ -145,7 +144,7 @@ class PrototypeFaithfulness(Metric):
 
     def _beside(self, cases: Tensor, promised: Tensor, seen: Tensor, own: Tensor) -> Mapping[str, Any]:
         """Return what covering one kind of region did."""
-        found = float(correlation(promised, seen, torch.ones(1, len(seen)))) if len(seen) > 2 else float("nan")
+        found = float(weighted_correlation(promised, seen, torch.ones(1, len(seen)))) if len(seen) > 2 else float("nan")
         gap = (promised - seen).abs()
         names, rows = cases.unique(return_inverse=True)
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from protolearn.core.matching import all_matches
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.core.similarities import PerPrototype
 from protolearn.errors import DataError, UsageError, look_up, nearest_names
-from protolearn.explain.passes import device_of, evaluating
+from protolearn.explain.passes import device_of
 from protolearn.structures import Tokens
 
 PLACES = ("fixed", "free")

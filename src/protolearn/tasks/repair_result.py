@@ -10,7 +10,7 @@ from typing import Any
 from protolearn.audit.classification import ClassificationResult
 from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
-from protolearn.tasks.mending import Change
+from protolearn.tasks.repair_steps import Change
 
 
 @dataclass(frozen=True, eq=False)
