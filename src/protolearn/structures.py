@@ -218,6 +218,8 @@ class Output:
         What made similarities of distances, for terms on its own parameters.
     cases : tuple of str
         Stable ids of the cases, where an objective may need them (a case must not vote for itself); else empty.
+    scheduled : mapping of str to float
+        Numbers of the phase that change from epoch to epoch, for objectives; empty outside training.
     counted : frozenset of str or None
         Terms whose coefficient is not 0; others may be left out where what they need is not at hand. None = all.
     chosen : Tensor or None
@@ -245,6 +247,7 @@ class Output:
     similarity: ToSimilarity | None = None
     cases: tuple[str, ...] = ()
     counted: frozenset[str] | None = None
+    scheduled: Mapping[str, float] = field(default_factory=dict)
     chosen: Tensor | None = None
 
     def replace(self, **changes: Any) -> Output:
@@ -256,8 +259,8 @@ class Output:
         changes: dict[str, Any] = {"chosen": None}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            if entry.name in changes:
-                continue
+            if entry.name in ("scheduled", *changes):
+                continue  # numbers of the phase, not of its cases
             if isinstance(value, Tensor):
                 changes[entry.name] = value[cases]
             elif isinstance(value, tuple) and value:

@@ -253,6 +253,40 @@ def _ood(parser: Any) -> None:
     _running(parser)
 
 
+def _discover(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model, which gives the features")
+    parser.add_argument("data", help=f"the training data, for the known classes: {DATA}")
+    parser.add_argument("unlabelled", help="cases of known classes or others; labels they have are not looked at")
+    parser.add_argument("--method", default="ssk_means", help="ssk_means, or a method of the area discovery")
+    parser.add_argument("--classes", type=int, help="known and new classes together (default: estimated)")
+    parser.add_argument(
+        "--criterion", default="accuracy", choices=["accuracy", "hidden_classes", "silhouette", "consensus"],
+        help="how the number of classes is estimated (default: accuracy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--most-classes", type=int, help="up to which number (default: four times the known, 30 or more)"
+    )
+    parser.add_argument("--apart", action="store_true", help="the unlabelled cases are of new classes only")
+    parser.add_argument(
+        "--features", default="encoded", choices=["encoded", "embedded"], help="before the model's neck, or after it"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=10, help="that say how stable a cluster is; 0 = none (default: 10)"
+    )
+    parser.add_argument(
+        "--name", nargs="+", action="extend", metavar="CLUSTER=NAME", help="make a cluster a class, e.g. 'new 1=wolf'"
+    )
+    parser.add_argument(
+        "--harm", type=float, default=0.01, help="share of known cases that may be lost (default: 0.01)"
+    )
+    parser.add_argument("--test", help="known cases to count harm on, instead of the held-out part of DATA")
+    parser.add_argument("--save", metavar="FOLDER", help="folder of the model with the named classes")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--out", help="folder for page, JSON and tables (default: print a table)")
+    _running(parser)
+
+
 def _repair(parser: Any) -> None:
     parser.add_argument("model", help="folder of a model")
     parser.add_argument("data", help=f"the training data: {DATA}")
@@ -479,6 +513,18 @@ COMMANDS: dict[str, Command] = {
         _ood,
         more='The first score is the one that --save keeps: predict and explain then answer "does not know" below its '
         "threshold. Foreign cases are only judged, never fitted to.",
+    ),
+    "discover": Command(
+        "find new classes among unlabelled cases, and make those that a person names classes of the model",
+        """
+        protolearn discover model photos/ new_photos/ --out clusters
+        protolearn discover model photos/ new_photos/ --classes 24 --name "new 1=wolf" "new 3=lynx" --save model2
+        protolearn discover model photos/ new_photos/ --method protogcd --criterion silhouette --json
+        """,
+        "discover",
+        _discover,
+        more="Look at the clusters before you name one. The model that is given is not changed. The same seed and "
+        "settings find the same clusters again.",
     ),
     "repair": Command(
         "merge, drop and ban prototypes, fit the last layer again, and compare before with after",

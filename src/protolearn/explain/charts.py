@@ -183,6 +183,54 @@ def risk_coverage_chart(
     return _figure(title, f"{title}: {told}; all answered: {whole:.3g} wrong", "".join(parts), "")
 
 
+def curve_chart(title: str, points: Mapping[int, float], best: int, across: str, up: str) -> str:
+    """Draw values over whole numbers, each that was tried as a point; a line marks the best.
+
+    Parameters
+    ----------
+    title : str
+        Heading, also the accessible name.
+    points : mapping of int to float
+        Values that are not finite are left out.
+    best : int
+        The number to mark.
+    across, up : str
+        What the axes are.
+
+    Examples
+    --------
+    >>> "best at 3" in curve_chart("Clusters", {2: 0.1, 3: 0.4}, 3, "clusters", "silhouette")
+    True
+    >>> curve_chart("Clusters", {}, 3, "clusters", "silhouette")
+    ''
+    """
+    kept = sorted((k, v) for k, v in points.items() if math.isfinite(v))
+    if not kept:
+        return ""
+    (first, _), (last, _) = kept[0], kept[-1]
+    low, high = min(v for _, v in kept), max(v for _, v in kept)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+
+    def x(v: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((v - first) / (last - first) if last > first else 0.5)
+
+    def y(v: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (v - low) / (high - low))
+
+    parts = [_grid(ticks(low, high), y)]
+    for v in (k for k in ticks(first, last) if k == int(k)):
+        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{int(v)}</text>')
+    parts.append(f'<line class="mark" x1="{x(best):.1f}" x2="{x(best):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    line = " ".join(f"{x(k):.1f},{y(v):.1f}" for k, v in kept)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="var(--for)" stroke-width="1.8"/>')
+    parts += [f'<circle cx="{x(k):.1f}" cy="{y(v):.1f}" r="2" fill="var(--for)"/>' for k, v in kept]
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(across)}</text>')
+    parts.append(f'<text x="4" y="{TOP - 10}">{escape(up)}</text>')
+    told = f"{title}: {up} over {across} from {first} to {last}, best at {best}"
+    return _figure(title, told, "".join(parts), "")
+
+
 def confusion_chart(table: Sequence[Sequence[int]], title: str = "Confusion") -> str:
     """Draw a large confusion matrix as coloured cells: rows are the true classes, columns the predicted ones."""
     size = len(table)
