@@ -134,8 +134,9 @@ def test_words_by_hand() -> None:
         "matched for its blue hue (6.0 times the usual fall), not for its contrast (0.5)"
     )
     assert sentence(names, np.array([1.0, 2.0, 9.0, -0.4]), usual) == (
-        "matched for no characteristic above the others, not for its contrast (−0.4)"
-    )
+        "matched for no characteristic above the others; more alike when its contrast (−0.4) is altered"
+    ), "a rise is no indifference"
+    assert sentence(names, np.array([1.0, 2.0, 9.0, -0.1]), usual).endswith("not for its contrast (−0.1)")
     assert sentence(("hue",), np.array([3.0]), np.array([1.0])) == "matched for its hue (3.0 times the usual fall)"
     assert sentence(names, usual, None) == "no other prototype to compare its falls with"
     assert sentence(names, usual, np.zeros(4)) == NOTHING

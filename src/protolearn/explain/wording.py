@@ -1,10 +1,10 @@
 """Importances of visual characteristics as a sentence: "matched for its purple hue, not for its outline".
 
 The rules are ours, the source leaves words to the reader. Alterations differ in strength, so each fall is first divided
-by its mean size over prototypes: its times the usual fall. Prototypes differ in how much anything moves them, so those
-are compared with the prototype's own mean over characteristics: one at least ``MUCH`` times that mean is what it is
-matched for, one at most ``LITTLE`` times what it is not matched for. A colour is named from the pixels of the
-prototype's own place in its training picture.
+by its mean size over prototypes, the usual fall. Prototypes differ in how much anything moves them, so those
+are compared with the prototype's own mean size over characteristics: one at least ``MUCH`` times that mean is what it
+is matched for, one of at most ``LITTLE`` times, up or down, what it is not matched for, and of one below that the
+altered picture is more alike. A colour is named from the pixels of the prototype's own place in its training picture.
 """
 
 from __future__ import annotations
@@ -68,18 +68,24 @@ def sentence(names: Sequence[str], values: np.ndarray, usual: np.ndarray | None,
     if len(times) == 1:
         own = 1.0  # nothing to compare it with but other prototypes
     much = sorted((m for m in times if times[m] >= MUCH * own), key=lambda m: -times[m])
-    little = sorted((m for m in times if times[m] <= LITTLE * own), key=lambda m: times[m])
-    if not much and not little:
+    little = sorted((m for m in times if abs(times[m]) <= LITTLE * own), key=lambda m: times[m])
+    raised = sorted((m for m in times if times[m] < -LITTLE * own), key=lambda m: times[m])
+    if not much and not little and not raised:
         return f"moved by every alteration alike ({_times(own)} times the usual fall)" if own >= 2 * MUCH else NOTHING
     parts = []
     for k, m in enumerate(much):
         noun = f"{colour} hue" if colour is not None and names[m] == "hue" else NOUNS.get(names[m], names[m])
         parts.append(f"{noun} ({_times(times[m])}{'' if k else ' times the usual fall'})")
-    first = f"matched for its {_joined(parts, 'and')}" if much else "matched for no characteristic above the others"
-    if not little:
-        return first
-    rest = [f"{NOUNS.get(names[m], names[m])} ({_times(times[m])})" for m in little]
-    return f"{first}, not for its {_joined(rest, 'or')}"
+    told = f"matched for its {_joined(parts, 'and')}" if much else "matched for no characteristic above the others"
+    if little:
+        told += f", not for its {_joined(_figures(names, times, little), 'or')}"
+    if raised:
+        told += f"; more alike when its {_joined(_figures(names, times, raised), 'or')} is altered"
+    return told
+
+
+def _figures(names: Sequence[str], times: dict[int, float], chosen: Sequence[int]) -> list[str]:
+    return [f"{NOUNS.get(names[m], names[m])} ({_times(times[m])})" for m in chosen]
 
 
 def _times(value: float) -> str:

@@ -37,9 +37,9 @@ def _opening(found: Characteristics) -> str:
         "picture is more alike.</p>"
         "<p>Alterations are not of one strength, so compare figures down a column, not along a row. The bars are times "
         "the usual fall of the column, full at 3 times. Words compare those along a row: “matched for” is what lies at "
-        f"least {MUCH} times as high as the prototype's own mean, “not for” at most {LITTLE} times; the usual fall "
-        "is the mean size over prototypes. No words: nothing stands out. A colour is "
-        "that of the prototype's own place in its training picture.</p>"
+        f"least {MUCH} times as high as the prototype's own mean, “not for” at most {LITTLE} times, up or "
+        "down; the usual fall is the mean size over prototypes. No words: nothing stands out. A colour is that of the "
+        "prototype's own place in its training picture.</p>"
     )
 
 
