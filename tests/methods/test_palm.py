@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from protolearn.core.encoder import Encoder
 from protolearn.core.model import PrototypeModel
 from protolearn.core.scorer import View, make_scorer, view_of
-from protolearn.encoders import FeatureEncoder
+from protolearn.data import Augment
+from protolearn.encoders import FeatureEncoder, make_encoder
 from protolearn.errors import UsageError
 from protolearn.explain import explain
 from protolearn.methods import get_method
@@ -280,3 +281,13 @@ def test_a_banned_prototype_takes_no_part() -> None:
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         PALM(**wrong)
+
+
+def test_recipes_are_settings_that_exist() -> None:
+    paper, frozen = (PALM.recipes[name] for name in ("paper", "frozen"))
+    assert paper.augment is not None
+    assert Augment(**paper.augment).recolour == 0.8
+    assert make_encoder(paper.encoder).dim == 512
+    (start, learn, _) = PALM(**frozen.method).phases()
+    assert start.name == "initialise"
+    assert (set(learn.rates), learn.pairs) == ({"neck"}, False)
