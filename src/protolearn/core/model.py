@@ -17,7 +17,9 @@ from protolearn.core.measures import Distance, Measure
 from protolearn.core.metrics import Metric, under
 from protolearn.core.pooling import Pooling, max_pool
 from protolearn.core.precision import full_precision
+from protolearn.core.scorer import Novelty, Scorer, view_of
 from protolearn.core.similarities import Identity, PerPrototype, ToSimilarity
+from protolearn.errors import UsageError
 from protolearn.structures import Output, Tokens
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class PrototypeModel(nn.Module):
         The settings it was built from.
     metadata : dict
         Plain JSON facts about data, seed and training, saved with the model.
+    scorer : Scorer or None
+        How it tells what it has not seen before; saved with it.
 
     Examples
     --------
@@ -118,6 +122,7 @@ class PrototypeModel(nn.Module):
         self.classes: tuple[str, ...] = tuple(str(c) for c in range(bank.classes))
         self.method: Method | None = None
         self.metadata: dict[str, Any] = {}
+        self.scorer: Scorer | None = None
 
     @property
     def measure(self) -> Measure:
@@ -189,6 +194,25 @@ class PrototypeModel(nn.Module):
     def forward(self, inputs: Tensor) -> Output:
         """Return the whole path for a batch of inputs."""
         return self.run(self.encode(inputs), inputs)
+
+    def novelty(self, inputs: Tensor | Output) -> Novelty:
+        """Return how much inputs, or an output of theirs, are like what the model knows, and whether it knows them.
+
+        Raises
+        ------
+        UsageError
+            If the model has no novelty score yet.
+        """
+        if self.scorer is None:
+            raise UsageError(
+                "this model cannot tell what it has not seen: fit a novelty score first (tasks.ood.fit_novelty, or "
+                "protolearn ood)"
+            )
+        with torch.set_grad_enabled(self.scorer.needs_grad):
+            if self.scorer.reads_inputs:
+                return self.scorer.novelty(self.scorer.score_inputs(self, inputs).detach())
+            out = inputs if isinstance(inputs, Output) else self(inputs)
+            return self.scorer.novelty(self.scorer.score(view_of(out, self.scorer.features)))
 
     def _compared(self, tokens: Tokens, rows: Tensor | None = None) -> Tensor:
         """Return ``(B, S, P')`` in the measure, of some bank rows or of all."""

@@ -97,6 +97,7 @@ def save(
             "(encoders.NamedNetwork), or keep model.state_dict() and make the model as before"
         )
     metadata: dict[str, Any] = plain(model.metadata)
+    metadata.pop("scorer", None)
     if metrics is not None:
         metadata["metrics"] = plain(metrics)
     config = {
@@ -109,6 +110,8 @@ def save(
     }
     _check_config(target / CONFIG, config)
     numbers = {name: metadata[key] for key, name in _IN_METRICS.items() if key in metadata}
+    if model.scorer is not None:
+        config["metadata"]["scorer"] = plain(model.scorer.spec())
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +168,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", *, links: bool 
     model = build(where / CONFIG, config, shapes)
     fill(model, where / WEIGHTS, shapes)
     model.classes = tuple(config["classes"])
-    model.metadata = dict(config["metadata"])
+    model.metadata = {key: value for key, value in config["metadata"].items() if key != "scorer"}
     numbers = _read_metrics(where / METRICS, links=links)
     model.metadata.update({key: numbers[name] for key, name in _IN_METRICS.items() if name in numbers})
     if (where / TABLE).exists():

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 
 from protolearn.core.method import Method, make_method, registered
 from protolearn.core.model import PrototypeModel
+from protolearn.core.scorer import Scorer, make_scorer
 from protolearn.errors import ModelFileError, ProtolearnError, UsageError
 from protolearn.training.untrusted import bounded_allocation, check_file
 
 _NAME_LIMIT = 1000
+_SCORER = "scorer."
 _ROWS = ("vectors", "ownership", "spread", "counts", "active", "banned", "ids", "groups")  # one a prototype
 
 
@@ -57,7 +59,21 @@ def build(path: Path, config: dict[str, Any], shapes: dict[str, Shape]) -> Proto
             f"{path}: cannot rebuild the model ({type(error).__name__}: {_one_line(error)})"
         ) from error
     model.method = method
+    model.scorer = _read_scorer(path, config["metadata"].get("scorer"), shapes)
     return model
+
+
+def _read_scorer(path: Path, spec: Any, shapes: dict[str, Shape]) -> Scorer | None:
+    """Return the novelty score that metadata describe; its size comes from the weights."""
+    held = any(name.startswith(_SCORER) for name in shapes)
+    if spec is None and not held:
+        return None
+    try:
+        if not isinstance(spec, dict) or not held:
+            raise UsageError("the novelty score's settings and its weights do not belong together")
+        return make_scorer(spec)
+    except (ProtolearnError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {_one_line(error)}") from error
 
 
 def _read_method(path: Path, settings: dict[str, Any]) -> Method:
@@ -165,7 +181,7 @@ def fill(model: PrototypeModel, path: Path, shapes: dict[str, Shape]) -> None:
         wanted = expected[name]
         if shape.dtype != _DTYPES.get(wanted.dtype):
             raise ModelFileError(f"{path}: {name!r} has the type {shape.dtype}, expected {_DTYPES.get(wanted.dtype)}")
-        if name.endswith("_extra_state"):
+        if name.endswith("_extra_state") or (name.startswith(_SCORER) and len(shape.size) == wanted.ndim):
             continue
         row = name.removeprefix("bank.") in _ROWS and name.startswith("bank.")
         # rows of the bank come first; elsewhere any axis of that length may be the prototypes
@@ -186,7 +202,8 @@ def fill(model: PrototypeModel, path: Path, shapes: dict[str, Shape]) -> None:
     try:
         tensors = load_file(path)
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            unset = name in (f"{_SCORER}threshold", f"{_SCORER}rate") and bool(tensor.isnan().all())
+            if tensor.is_floating_point() and not unset and not bool(torch.isfinite(tensor).all()):
                 raise ModelFileError(f"{path}: {name!r} holds NaN or infinite numbers")
         model.load_state_dict(tensors, strict=True)
     except ModelFileError:
