@@ -8,6 +8,7 @@ absent becomes a row of zeros.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -198,6 +199,10 @@ class Clusters:
     iterations: int
 
 
+Assign = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From tokens ``(N, D)`` and centres ``(P, D)`` to the squared distance and row of each token's nearest centre."""
+
+
 @torch.no_grad()
 def k_means(
     values: Tensor,
@@ -210,6 +215,10 @@ def k_means(
     start: Tensor | None = None,
     given: Tensor | None = None,
     weights: Tensor | None = None,
+    first: Tensor | None = None,
+    held: bool = False,
+    restarts: int = 1,
+    assign: Assign = nearest,
 ) -> Clusters:
     """Return ``count`` centres of tokens ``(N, D)``: k-means++ on a sample, Lloyd's rounds there, then on all.
 
@@ -233,10 +242,20 @@ def k_means(
         ``(N,)`` int64: the centre a token belongs to whatever the distance, -1 where it is free (labelled tokens).
     weights : Tensor, optional
         ``(N,)`` not negative: how often each token counts, 1 by default. ``inertia`` is weighted, ``counts`` are not.
+    first : Tensor, optional
+        ``(F, D)`` centres that are known before: they are the first F, and the others are drawn far from them, among
+        the free tokens.
+    held : bool
+        The first F stay where they are.
+    restarts : int
+        Runs from other draws; the one of least inertia is returned.
+    assign : callable
+        How the nearest centre of each token is found.
 
     Notes
     -----
-    A centre that no token chose moves to the token farthest from its own centre, several to several.
+    A centre that no token chose moves to the free token farthest from its own centre, several to several; one that is
+    held stays, with a count of 0.
 
     Raises
     ------
@@ -250,7 +269,7 @@ def k_means(
     tensor([[0.0500],
             [5.0500]])
     """
-    if values.ndim != 2 or not 1 <= count <= len(values):
+    if values.ndim != 2 or not 1 <= count <= len(values) + (0 if first is None else len(first)):
         raise ValueError(f"k-means of {tuple(values.shape)} tokens cannot have {count} centres")
     values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     if not values.sum().isfinite() and not values.isfinite().all():
@@ -259,69 +278,124 @@ def k_means(
         if weights.shape != values.shape[:1] or bool((weights < 0).any()) or not float(weights.sum()) > 0:
             raise ValueError(f"weights must be ({len(values)},), not negative and not all 0")
         weights = weights.to(values)
+    if start is not None and start.shape != (count, values.shape[1]):
+        raise ValueError(f"start must be {(count, values.shape[1])}, got {tuple(start.shape)}")
+    if first is not None:
+        if first.ndim != 2 or first.shape[1] != values.shape[1] or not len(first) <= count:
+            raise ValueError(f"first must be (F, {values.shape[1]}) with F <= {count}, got {tuple(first.shape)}")
+        first = first.to(values)
+    rounds = _Rounds(iterations, tolerance, first if held else None, assign)
     if start is not None:
-        if start.shape != (count, values.shape[1]):
-            raise ValueError(f"start must be {(count, values.shape[1])}, got {tuple(start.shape)}")
-        return _lloyd(values, start.to(values), iterations, tolerance, given, weights)
+        return rounds.run(values, start.to(values), given, weights)
     size = max(40 * count, 10_000) if sample is None else max(sample, count)
-    if size >= len(values):
-        return _lloyd(values, _plus_plus(values, count, generator, weights), iterations, tolerance, given, weights)
-    chosen = torch.randperm(len(values), generator=generator)[:size].sort().values.to(values.device)
-    part, known = values[chosen], None if given is None else given[chosen]
-    share = None if weights is None else weights[chosen]
-    begin = _lloyd(part, _plus_plus(part, count, generator, share), iterations, tolerance, known, share)
-    return _lloyd(values, begin.centres, iterations, tolerance, given, weights)
+    best: Clusters | None = None
+    for _ in range(restarts):
+        if size >= len(values):
+            begin = _drawn(values, count, generator, given, weights, first)
+        else:
+            chosen = torch.randperm(len(values), generator=generator)[:size].sort().values.to(values.device)
+            part, known = values[chosen], None if given is None else given[chosen]
+            share = None if weights is None else weights[chosen]
+            begin = rounds.run(part, _drawn(part, count, generator, known, share, first), known, share).centres
+        found = rounds.run(values, begin, given, weights)
+        best = found if best is None or found.inertia < best.inertia else best
+    if best is None:
+        raise ValueError(f"restarts must be at least 1, got {restarts}")
+    return best
 
 
-def _plus_plus(values: Tensor, count: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
-    """Return tokens far from each other: each is the best of a few drawn in proportion to the squared distance."""
+def _drawn(
+    values: Tensor,
+    count: int,
+    generator: torch.Generator,
+    given: Tensor | None,
+    weights: Tensor | None,
+    first: Tensor | None,
+) -> Tensor:
+    if first is None:
+        return plus_plus(values, count, generator, weights)
+    values = values if given is None else values[given < 0]
+    weights = weights if weights is None or given is None else weights[given < 0]
+    if count - len(first) > len(values):
+        raise ValueError(f"{len(values)} free tokens cannot give {count - len(first)} further centres")
+    return plus_plus(values, count, generator, weights, first)
+
+
+@torch.no_grad()
+def plus_plus(
+    values: Tensor,
+    count: int,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
+    first: Tensor | None = None,
+) -> Tensor:
+    """Return ``(P, D)`` tokens far from each other: each is the best of a few drawn by the squared distance.
+
+    ``first`` ``(F, D)`` are counted as chosen already, and stand before the tokens that are drawn. Source: k-means++
+    (Arthur and Vassilvitskii, 2007), its greedy form.
+
+    Examples
+    --------
+    >>> line = torch.tensor([[0.0], [0.1], [9.0]])
+    >>> plus_plus(line, 2, torch.Generator().manual_seed(0), first=torch.zeros(1, 1)).flatten()
+    tensor([0., 9.])
+    """
     tries = 2 + int(math.log(count))
     norms = squared_norm(values)
     gaps = values.new_full((len(values),), float("inf"))
-    chosen = torch.empty(count, dtype=torch.long, device=values.device)
-    draws = torch.rand(count, tries, generator=generator, dtype=torch.float64)
-    for k in range(count):
+    if first is not None and len(first):
+        gaps = nearest(values, first)[0]
+    fixed = 0 if first is None else len(first)
+    chosen = torch.empty(count - fixed, dtype=torch.long, device=values.device)
+    draws = torch.rand(count - fixed, tries, generator=generator, dtype=torch.float64)
+    for k in range(count - fixed):
         # in proportion to the gaps; at first, and where all tokens are equal, to 1
         odds = gaps if 0 < float(gaps.sum()) < float("inf") else torch.ones_like(gaps)
         ends = (odds if weights is None else odds * weights).cpu().double().cumsum(0)
-        drawn = torch.searchsorted(ends, draws[k, : 1 if k == 0 else tries] * ends[-1], right=True)
+        drawn = torch.searchsorted(ends, draws[k, : 1 if k + fixed == 0 else tries] * ends[-1], right=True)
         drawn = drawn.clamp_(max=len(values) - 1).to(values.device)
         table = torch.addmm(norms, values[drawn], values.T, alpha=-2.0).add_(norms[drawn].unsqueeze(1)).clamp_min_(0.0)
         table[torch.arange(len(drawn), device=drawn.device), drawn] = 0.0
         torch.minimum(table, gaps, out=table)
         best = (table.sum(1) if weights is None else table @ weights).argmin()
         chosen[k], gaps = drawn[best], table[best]
-    return values[chosen]
+    return values[chosen] if first is None else torch.cat([first, values[chosen]])
 
 
-def _lloyd(
-    values: Tensor,
-    centres: Tensor,
-    iterations: int,
-    tolerance: float,
-    given: Tensor | None,
-    weights: Tensor | None,
-) -> Clusters:
-    before, done = float("inf"), 0
-    count = len(centres)
-    while True:
-        gaps, rows = nearest(values, centres, squared_l2)
-        if given is not None:
-            rows = torch.where(given >= 0, given, rows)
-            fixed = squared_l2.paired(values[given >= 0], centres[given[given >= 0]])
-            gaps = gaps.masked_scatter(given >= 0, fixed)
-        gaps = gaps if weights is None else gaps * weights
-        inertia = float(gaps.sum())
-        counts = torch.bincount(rows, minlength=count)
-        settled = inertia >= before * (1 - tolerance) and bool((counts > 0).all())
-        if settled or done == iterations:
-            return Clusters(centres, rows, counts, inertia, done)
-        sums, totals = group_sums(values, rows, count, weights)
-        centres = sums / totals.where(totals > 0, 1.0).unsqueeze(1)
-        empty = torch.nonzero(totals == 0).squeeze(1)
-        if len(empty):
-            centres[empty] = values[gaps.argsort(descending=True, stable=True)[: len(empty)]]
-        before, done = inertia, done + 1
+@dataclass(frozen=True)
+class _Rounds:
+    """Lloyd's rounds: how many, until when, and which first centres stay."""
+
+    iterations: int
+    tolerance: float
+    held: Tensor | None
+    assign: Assign
+
+    def run(self, values: Tensor, centres: Tensor, given: Tensor | None, weights: Tensor | None) -> Clusters:
+        before, done = float("inf"), 0
+        count, stay = len(centres), 0 if self.held is None else len(self.held)
+        while True:
+            gaps, rows = self.assign(values, centres)
+            free = gaps
+            if given is not None:
+                rows = torch.where(given >= 0, given, rows)
+                fixed = squared_l2.paired(values[given >= 0], centres[given[given >= 0]])
+                free = gaps.masked_fill(given >= 0, -1.0)
+                gaps = gaps.masked_scatter(given >= 0, fixed)
+            inertia = float((gaps if weights is None else gaps * weights).sum())
+            counts = torch.bincount(rows, minlength=count)
+            settled = inertia >= before * (1 - self.tolerance) and bool((counts[stay:] > 0).all())
+            if settled or done == self.iterations:
+                return Clusters(centres, rows, counts, inertia, done)
+            sums, totals = group_sums(values, rows, count, weights)
+            centres = sums / totals.where(totals > 0, 1.0).unsqueeze(1)
+            empty = torch.nonzero(totals == 0).squeeze(1)
+            if len(empty):
+                far = (free if weights is None else free * weights).argsort(descending=True, stable=True)
+                centres[empty] = values[far[: len(empty)]] if len(far) >= len(empty) else centres[empty]
+            if self.held is not None:
+                centres[:stay] = self.held
+            before, done = inertia, done + 1
 
 
 class Mixture(NamedTuple):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protolearn.core.measures import Distance, Measure, cosine
+from protolearn.core.assignment import nearest
+from protolearn.core.measures import Distance, Measure, cosine, squared_l2
 from protolearn.core.model import PrototypeModel
 from protolearn.core.neighbours import nearest_rows
 from protolearn.core.pooling import max_pool
@@ -24,6 +25,12 @@ MANY = 50_000
 """Stored cases from which on predictions look for the nearest through faiss, where it is installed."""
 MORE = 8
 """How many more than k are found, so that rounding in the search loses none of the k nearest."""
+MANY_CENTRES, MANY_TOKENS = 500, 10_000
+"""From so many centres and tokens on, k-means asks faiss for the nearest centre, where it is installed.
+
+Measured on one core: below, PyTorch is as quick or quicker; at 100,000 tokens, 1,000 centres and width 128 faiss takes
+three quarters of the time.
+"""
 KNOWN = ("squared_l2", "cosine", "dot")
 """Measures that faiss knows."""
 
@@ -80,6 +87,35 @@ def nearest_cases(
     if search == "exact":
         return nearest_rows(values, rows, measure, k, left_out=left_out)
     return _by_faiss(values, rows, measure, k, left_out)
+
+
+def nearest_centres(values: Tensor, centres: Tensor, search: str = "auto") -> tuple[Tensor, Tensor]:
+    """Return the squared distance and row of each token's nearest centre, by whichever of PyTorch and faiss is quicker.
+
+    What :func:`~protolearn.core.updates.k_means` takes as ``assign``.
+
+    Parameters
+    ----------
+    values, centres : Tensor
+        ``(N, D)`` and ``(P, D)``.
+    search : {"auto", "exact", "faiss"}
+        ``auto`` chooses by size; only tokens in single precision on the processor go to faiss.
+
+    Examples
+    --------
+    >>> nearest_centres(torch.tensor([[0.0], [0.9]]), torch.tensor([[1.0], [0.0]]))[1].tolist()
+    [1, 0]
+    """
+    if search not in ("auto", "exact", "faiss"):
+        raise UsageError(f"search must be auto, exact or faiss, got {search!r}")
+    if search == "auto":
+        large = len(centres) >= MANY_CENTRES and len(values) >= MANY_TOKENS
+        plain = values.dtype == torch.float32 and values.device.type == "cpu"
+        search = "faiss" if large and plain and importlib.util.find_spec("faiss") is not None else "exact"
+    if search == "exact":
+        return nearest(values, centres)
+    gaps, rows = _ask(_index(centres, squared_l2), values, squared_l2, 1)
+    return gaps[:, 0].clamp_min(0.0), rows[:, 0]
 
 
 class Retrieval:
