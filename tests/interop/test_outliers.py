@@ -99,6 +99,19 @@ def test_signs_and_the_offset() -> None:
     np.testing.assert_array_equal(again.outlier_scores_, found.outlier_scores_)
 
 
+def test_the_likelihood_is_the_two_part_error_of_both_heads() -> None:
+    X, _ = two_clusters()
+    how: dict[str, Any] = {"rank_by": "likelihood", "shifts": 0, "networks": 1, "epochs": 3, "random_state": 0}
+    found = AutoencoderOutliers(fit_weight=0.5, spread_weight=2.0, **how).fit(X)
+    x = torch.from_numpy((X - X.mean(0)) / X.std(0))
+    with torch.no_grad():
+        mean, logs = found._nets[0](x)
+        by_hand = two_part_error(mean, logs, x, fit=0.5, spread=2.0)
+    np.testing.assert_allclose(found.outlier_scores_, by_hand.numpy(), rtol=1e-12)
+    with pytest.raises(UsageError, match="likelihood"):
+        AutoencoderOutliers(probabilistic=False, rank_by="likelihood").fit(X)
+
+
 def test_odd_tables() -> None:
     draw = np.random.default_rng(0)
     X = np.column_stack([draw.normal(size=30), np.full(30, 0.1), draw.integers(0, 2, 30)])
@@ -110,7 +123,7 @@ def test_odd_tables() -> None:
     assert same.outlier_scores_.tolist() == [0.0] * 5 and (same.predict(np.ones((1, 2))) == 1).all()
     two = AutoencoderOutliers(epochs=1, random_state=0).fit(np.array([[0.0], [1.0]]))
     assert np.isfinite(two.outlier_scores_).all()
-    for wrong in ({"shifts": -1}, {"neighbours": 0}, {"contamination": 0.7}, {"networks": 0}):
+    for wrong in ({"shifts": -1}, {"neighbours": 0}, {"contamination": 0.7}, {"networks": 0}, {"rank_by": "both"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             AutoencoderOutliers(**wrong).fit(X)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="column_spread"):

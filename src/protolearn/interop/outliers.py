@@ -7,14 +7,14 @@ rate are ours.
     m(x), s(x)      two heads of a decoder: the mean of every column, and how far it scatters
     APRE(x, m, s)   mean over columns of alpha (x - m)^2 / s^2 + beta log s^2; trained on all rows, outliers too
     mean shift      T rounds: every row becomes the mean of its k nearest others, all rows at once
-    score           APRE(x, m(x'), s(x')) with x' the shifted row: an outlier that the network learned to repeat is
-                    still far from what is made of its neighbours
+    score           |x - m(x')|^2 / d with x' the shifted row: an outlier that the network learned to repeat is still
+                    far from what is made of its neighbours; or APRE(x, m(x'), s(x')) in its place
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ class AutoencoderOutliers(OutlierMixin, BaseEstimator):
         Two heads and APRE; otherwise one head and the mean squared error.
     fit_weight, spread_weight : float
         alpha and beta; there is no label to choose them by, 1 and 1 is the Gaussian likelihood.
+    rank_by : {"error", "likelihood"}
+        What ranks rows: the mean squared error, or APRE. The variances are learned on rows as they are, and so are too
+        small for what lies between a row and its shifted self: with ``shifts`` the likelihood can fail badly.
     shifts : int
         T, rounds of mean shift; 0 scores the reconstruction of the row itself.
     neighbours : int
@@ -91,6 +94,7 @@ class AutoencoderOutliers(OutlierMixin, BaseEstimator):
         probabilistic: bool = True,
         fit_weight: float = 1.0,
         spread_weight: float = 1.0,
+        rank_by: Literal["error", "likelihood"] = "error",
         shifts: int = 3,
         neighbours: int = 30,
         hidden: tuple[int, ...] = (64,),
@@ -105,6 +109,7 @@ class AutoencoderOutliers(OutlierMixin, BaseEstimator):
         self.probabilistic = probabilistic
         self.fit_weight = fit_weight
         self.spread_weight = spread_weight
+        self.rank_by = rank_by
         self.shifts = shifts
         self.neighbours = neighbours
         self.hidden = hidden
@@ -178,6 +183,10 @@ class AutoencoderOutliers(OutlierMixin, BaseEstimator):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
+        if self.rank_by not in ("error", "likelihood") or (self.rank_by == "likelihood" and not self.probabilistic):
+            raise UsageError(
+                f"rank_by must be error, or likelihood of a probabilistic autoencoder, got {self.rank_by!r}"
+            )
         if self.shifts < 0:
             raise UsageError(f"shifts must be at least 0, got {self.shifts}")
         if not 0 < self.contamination <= 0.5:
@@ -207,7 +216,11 @@ class AutoencoderOutliers(OutlierMixin, BaseEstimator):
     def _scores(self, x: Tensor, moved: Tensor) -> np.ndarray:
         if not self._nets:
             return np.zeros(len(x))  # every column is constant: no row differs
-        found: np.ndarray = torch.stack([self._error(net, moved, x) for net in self._nets]).mean(0).numpy()
+        if self.rank_by == "likelihood":
+            each = [self._error(net, moved, x) for net in self._nets]
+        else:
+            each = [(net(moved)[0] - x).square().mean(1) for net in self._nets]
+        found: np.ndarray = torch.stack(each).mean(0).numpy()
         return found
 
 
