@@ -6,6 +6,7 @@ READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 PEERS  := .venv-peers
 LVQ    := .venv-prototorch
+OOD    := .venv-ood
 BENCH  ?=
 PYTEST ?= -n 2 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -75,15 +76,23 @@ $(LVQ)/.ready: $(READY)
 		prototorch==0.7.6 prototorch-models==0.7.1 'setuptools<80'
 	@touch $@
 
+$(OOD)/.ready: $(READY)
+	@test -x $(OOD)/bin/python || $(PYTHON) -m venv $(OOD)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(OOD)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@$(OOD)/bin/python -m pip install -qq --no-deps pytorch-ood==0.4.0
+	@touch $@
+
 bench: $(READY)  ## the speed table of benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-bench-peers: $(READY) $(PEERS)/.ready $(LVQ)/.ready  ## the same beside CaBRNet and prototorch
-	@CABRNET_PYTHON=$(PEERS)/bin/python PROTOTORCH_PYTHON=$(LVQ)/bin/python $(BIN)/python -m benchmarks $(BENCH)
+bench-peers: $(READY) $(PEERS)/.ready $(LVQ)/.ready $(OOD)/.ready  ## the same beside CaBRNet, prototorch and pytorch-ood
+	@CABRNET_PYTHON=$(PEERS)/bin/python PROTOTORCH_PYTHON=$(LVQ)/bin/python PYTORCH_OOD_PYTHON=$(OOD)/bin/python \
+		$(BIN)/python -m benchmarks $(BENCH)
 
 build: $(READY)  ## wheel and source archive into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) $(PEERS) $(LVQ) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(LVQ) $(OOD) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-NAMES = ("training", "matching", "nearest", "projection", "last_layer", "maps", "batch_job", "startup", "tables")
+NAMES = (
+    "training",
+    "matching",
+    "nearest",
+    "projection",
+    "last_layer",
+    "maps",
+    "audits",
+    "batch_job",
+    "startup",
+    "tables",
+    "novelty",
+)
 HERE = Path(__file__).resolve().parent
 TABLE = ("<!-- table: written by python -m benchmarks -->", "<!-- end of table -->")
 

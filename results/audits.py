@@ -1,13 +1,14 @@
 """What the explanations of several methods are worth: every metric of the audit, on bird parts and on white-cell masks.
 
-    python results/audits.py [--only SLUG ...] [--sets birds wbc] [--cases 40]
+    python results/audits.py [--only SLUG ...] [--sets birds wbc] [--cases 12]
     python results/audits.py --table                   # print the tables of what is in the receipt
 
 Models: each method with its recipe "frozen" on MobileNetV2's ImageNet features (its last map, 7 x 7 cells at 224 px),
 trained with seed 0; a second one with seed 1 is the twin for cross-run stability. The test part is audited: birds with
 15 key points and a box, cells with a mask. Metrics that run altered pictures (deletion, insertion, faithfulness,
-continuity) see the first ``--cases`` test cases, spread over the classes; all others see all of them. Textures are the
-outside cases. Results are added to ``audits.json`` as they come; what is there already is not run again.
+continuity under shifts) see the first ``--cases`` test cases, spread over the classes, and deletion and insertion have
+the zero substrate alone, to be affordable on a processor; all others see all of them. Textures are the outside cases.
+Results are added to ``audits.json`` as they come; what is there already is not run again.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from typing import Any
 import numpy as np
 from common import ROOT, data_folder, load, made, make_encoder
 
-from protolearn.audit.metric import METRICS
+from protolearn.audit.metric import METRICS, make_metric
 from protolearn.audit.result import AuditResult, figure
+from protolearn.audit.subject import subject_of
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Annotation, arrays
 from protolearn.data.cases import Cases
@@ -34,7 +36,7 @@ from protolearn.training.record import TrainingWarning
 
 SIZE = 224
 METHODS = (
-    "protopnet", "st-protopnet", "eval-protopnet", "pipnet", "protopool", "prototree", "cbc", "pdiscoformer", "epic",
+    "protopnet", "pipnet", "eval-protopnet", "prototree", "cbc", "st-protopnet",
 )  # fmt: skip
 
 
@@ -84,9 +86,16 @@ def plain(found: AuditResult) -> dict[str, Any]:
     kept = found.to_dict()
     for entry in kept["metrics"].values():
         del entry["per_case"], entry["per_prototype"], entry["variant"], entry["source"], entry["title"]
-        entry["extras"] = {k: v for k, v in entry["extras"].items() if isinstance(v, int | float | str) or v is None}
+        entry["extras"] = {k: v for k, v in entry["extras"].items() if short(v)}
     return {"metrics": kept["metrics"], "refused": kept["refused"], "facts": kept["facts"],
             "accuracy": found.classified.accuracy, "interval": found.classified.interval}  # fmt: skip
+
+
+def short(value: Any) -> bool:
+    """Say whether an extra is a figure, a word, or a small table of them."""
+    if isinstance(value, dict):
+        return len(value) <= 12 and all(short(v) for v in value.values())
+    return isinstance(value, int | float | str) or value is None or (isinstance(value, list) and len(value) == 2)
 
 
 def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -95,23 +104,29 @@ def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     model, twin = (trained(slug, train, seed, args.cache) for seed in (0, 1))
     between = time.perf_counter()
-    quick = [n for n, cls in METRICS.items() if not cls.about.costly]
-    costly = [n for n, cls in METRICS.items() if cls.about.costly]
+    wanted = args.again or list(METRICS)
+    quick = [n for n in wanted if not METRICS[n].about.costly]
+    costly = [n for n in wanted if METRICS[n].about.costly]
     outside, entry = textures(), {}
     for names, cases in ((quick, test), (costly, spread(test, args.cases))):
-        found = audit(model, cases, train, metrics=runnable(names, name), outside=outside, twin=twin, batch_size=32)
+        if not names:
+            continue
+        chosen = [
+            make_metric(n, substrates=("zero",)) if n in ("deletion", "insertion") else make_metric(n)
+            for n in runnable(names, name, model)
+        ]
+        found = audit(model, cases, train, metrics=chosen, outside=outside, twin=twin, batch_size=32)
         part = plain(found)
-        if not entry:
-            entry = part
-        else:
-            entry["metrics"] |= {key: {**value, "cases": len(cases)} for key, value in part["metrics"].items()}
+        figures = {key: {**value, "cases": len(cases)} for key, value in part["metrics"].items()}
+        entry = {**(entry or part), "metrics": {**entry.get("metrics", {}), **figures}}
     entry["seconds"] = {"training": round(between - start), "audit": round(time.perf_counter() - between)}
     return entry
 
 
-def runnable(names: list[str], data: str) -> list[str]:
-    """Return the metrics that the marks of a set allow; a shift of the same cases is not made here."""
+def runnable(names: list[str], data: str, model: PrototypeModel) -> list[str]:
+    """Return the metrics that the marks of a set and the model allow; a shift of the same cases is not made here."""
     lacking = {"shifted"} | ({"points"} if data == "wbc" else set())
+    lacking |= {need for need in ("weights", "vectors") if getattr(subject_of(model), need) is None}
     return [name for name in names if not lacking & set(METRICS[name].about.needs)]
 
 
@@ -147,8 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=["birds", "wbc"], choices=["birds", "wbc"])
     parser.add_argument("--only", nargs="+", default=list(METHODS))
-    parser.add_argument("--cases", type=int, default=40, help="for the metrics that run altered pictures")
+    parser.add_argument("--cases", type=int, default=12, help="for the metrics that run altered pictures")
     parser.add_argument("--cache", type=Path, default=None, help="folder that keeps the frozen tokens between runs")
+    parser.add_argument("--again", nargs="+", default=[], help="run these metrics again for what is in the receipt")
     parser.add_argument("--out", type=Path, default=ROOT / "audits.json")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -161,13 +177,17 @@ def main() -> None:
         for slug in args.only:
             for name in args.sets:
                 entries = receipt["sets"].setdefault(name, {})
-                if slug in entries:
+                if slug in entries and not args.again:
                     continue
-                entries[slug] = once(slug, name, args)
+                found = once(slug, name, args)
+                if args.again:
+                    entries[slug]["metrics"] |= found["metrics"]
+                else:
+                    entries[slug] = found
                 temporary = args.out.with_suffix(".part")
                 temporary.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
                 temporary.replace(args.out)
-                print(name, slug, entries[slug]["seconds"], flush=True)
+                print(name, slug, found["seconds"], flush=True)
     print(table(receipt))
 
 

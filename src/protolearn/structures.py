@@ -218,6 +218,8 @@ class Output:
         What made similarities of distances, for terms on its own parameters.
     cases : tuple of str
         Stable ids of the cases, where an objective may need them (a case must not vote for itself); else empty.
+    scheduled : mapping of str to float
+        Numbers of the phase that change from epoch to epoch, for objectives; empty outside training.
     counted : frozenset of str or None
         Terms whose coefficient is not 0; others may be left out where what they need is not at hand. None = all.
     chosen : Tensor or None
@@ -245,6 +247,7 @@ class Output:
     similarity: ToSimilarity | None = None
     cases: tuple[str, ...] = ()
     counted: frozenset[str] | None = None
+    scheduled: Mapping[str, float] = field(default_factory=dict)
     chosen: Tensor | None = None
 
     def replace(self, **changes: Any) -> Output:
@@ -256,8 +259,8 @@ class Output:
         changes: dict[str, Any] = {"chosen": None}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            if entry.name in changes:
-                continue
+            if entry.name in ("scheduled", *changes):
+                continue  # numbers of the phase, not of its cases
             if isinstance(value, Tensor):
                 changes[entry.name] = value[cases]
             elif isinstance(value, tuple) and value:
@@ -300,7 +303,8 @@ class Explanation:
 
     ``rows`` holds every active prototype, so that the sum can be checked; ``top(n)`` gives the ones to show.
     ``abstains`` says that nothing spoke for any class: ``predicted`` is then no answer. ``score_name`` says what the
-    "logit" is, where the head's scores are none.
+    "logit" is, where the head's scores are none. Where the model has a novelty score, ``confidence`` is what it says of
+    the case, and ``known`` whether that reaches its threshold (None where none is set).
     """
 
     case: str
@@ -313,6 +317,13 @@ class Explanation:
     rows: tuple[LedgerRow, ...]
     abstains: bool = False
     score_name: str = "logit"
+    confidence: float | None = None
+    known: bool | None = None
+
+    @property
+    def unknown(self) -> bool:
+        """Whether ``predicted`` is no answer: nothing spoke for any class, or nothing like the case is known."""
+        return self.abstains or self.known is False
 
     @property
     def total(self) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protolearn.audit.marks import no_marks
 from protolearn.audit.metric import Score, Seen, Setting, make_metric
-from protolearn.audit.object_parts import disturb
+from protolearn.audit.noise import disturb
 from protolearn.audit.subject import AdaptedSubject, Subject
 
 Part = tuple[Tensor, Tensor]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from protolearn.audit.look import Look
 from protolearn.audit.marks import Marks
 from protolearn.audit.metric import Seen, Setting
-from protolearn.audit.subject import AdaptedSubject, Look
+from protolearn.audit.subject import AdaptedSubject
 
 
 class Planted(nn.Module):

@@ -3,13 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from protolearn.audit.continuity import (
     Move,
     cropped,
     peak_pixels,
-    rank_correlation,
     region_overlap,
     shifted,
 )
@@ -52,16 +50,6 @@ def test_overlap_of_regions_against_masks() -> None:
     assert region_overlap(peaks[0], torch.full((200, 2), float("nan"))).isnan().all()
     with pytest.raises(UsageError, match="half_side"):
         region_overlap(peaks[0], peaks[1], half_side=0)
-
-
-def test_rank_correlation_with_ties() -> None:
-    one, two = torch.randint(0, 5, (20, 9)).float(), torch.randint(0, 5, (20, 9)).float()
-    found = rank_correlation(one, two)
-    for b in range(20):
-        assert float(found[b]) == pytest.approx(spearmanr(one[b], two[b]).statistic)
-    assert torch.allclose(rank_correlation(one, one.exp()), torch.ones(20).double())
-    assert rank_correlation(torch.ones(1, 3), two[:1, :3]).isnan().all()
-    assert rank_correlation(torch.ones(2, 0), torch.ones(2, 0)).isnan().all()
 
 
 @pytest.mark.parametrize(("right", "down"), [(0, 0), (3, 1), (-2, 5), (-7, -7)])

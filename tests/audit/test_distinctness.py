@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import protolearn.audit.distinctness as module
+from protolearn.audit.correlation import unit_rows
 from protolearn.audit.distinctness import (
     equal_profiles,
     likeness,
     mean_over_pairs,
     mean_squared_distance,
     orthogonality,
-    standard_rows,
-    unit_rows,
 )
 from protolearn.errors import UsageError
 
@@ -96,17 +95,6 @@ def test_orthogonality_by_class_and_row() -> None:
         assert float(per_class[c]) == pytest.approx(float((own @ own.T - torch.eye(len(own))).abs().sum()))
     assert float(each.sum()) == pytest.approx(float(per_class.sum()))
     assert each[8] == 0, "it is of no class"
-
-
-def test_correlation_is_the_cosine_of_standard_rows() -> None:
-    table = torch.randn(5, 40)
-    table[2] = -2 * table[0] + 7
-    table[3] = 0.1
-    units, real = standard_rows(table)
-    assert real.tolist() == [True, True, True, False, True]
-    want = np.corrcoef(table[real].numpy().astype(np.float64))
-    assert np.allclose((units[real] @ units[real].T).numpy(), want)
-    assert not standard_rows(torch.zeros(2, 0))[1].any()
 
 
 def test_directions_need_a_length() -> None:

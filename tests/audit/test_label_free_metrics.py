@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from protolearn.audit.look import Look
 from protolearn.audit.metric import METRICS, make_metric
 from protolearn.audit.result import AuditResult
 from protolearn.audit.sparsity import local_size
-from protolearn.audit.subject import AdaptedSubject, Look
+from protolearn.audit.subject import AdaptedSubject
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.heads import Head, LinearEvidence
 from protolearn.core.measures import dot

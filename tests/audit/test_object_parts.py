@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from protolearn.audit.object_parts import consistency, disturb, part_hits, stability
+from protolearn.audit.noise import disturb
+from protolearn.audit.object_parts import consistency, part_hits, stability
 from protolearn.errors import UsageError
 
 SIZE, HALF = 56, 6
@@ -101,6 +102,13 @@ def test_noise_is_clipped_and_repeats() -> None:
     assert 0.1 < float(first.std()) < 0.2
     with pytest.raises(UsageError, match="std and limit"):
         disturb(first, std=-1.0, generator=torch.Generator())
+
+
+def test_a_flat_map_points_to_the_first_pixel_whatever_its_level() -> None:
+    points, visible = torch.tensor([[[1.0, 1.0], [50.0, 50.0]]]), torch.ones(1, 2) > 0
+    flat = torch.tensor([0.0, 0.1, -7.3, 1e4]).view(1, 4, 1, 1).expand(1, 4, 7, 7)
+    hits = part_hits(flat, torch.ones(1, 4) > 0, points, visible, size=SIZE, half_side=HALF)
+    assert hits.tolist() == [[[True, False]] * 4], "not to where rounding put it"
 
 
 def test_nothing_to_judge_is_not_a_number_rather_than_zero() -> None:

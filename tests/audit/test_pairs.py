@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import interval_of, resampled
-from protolearn.audit.pairs import PairList, Pairs
+from protolearn.audit.pairs import JudgedPairs, PairList, Pairs
 
 
 def drawn(seed: int = 0) -> torch.Generator:
@@ -81,3 +81,18 @@ def test_one_case_and_no_pair() -> None:
     pairs, (found,) = listed(counted, torch.zeros(1, 2, 3, dtype=torch.bool))
     assert len(pairs) == 0 and pairs.total(found).eq(0).all()
     assert pairs.interval(lambda hit: hit.sum((1, 2)), drawn(), found) is None
+
+
+def test_one_value_a_pair_and_its_interval() -> None:
+    pairs = JudgedPairs(30, 3)
+    assert pairs.per_prototype.isnan().all()
+    assert pairs.over_cases(torch.Generator().manual_seed(0)) is None
+    values = torch.arange(30) % 2 == 0
+    pairs.add(torch.arange(30), torch.zeros(30, dtype=torch.long), values.double())
+    pairs.add(torch.arange(30), torch.ones(30, dtype=torch.long), torch.full((30,), 0.5))
+    pairs.add(torch.tensor([3]), torch.tensor([2]), torch.tensor([float("nan")]))
+    assert pairs.per_prototype[:2].tolist() == [0.5, 0.5]
+    assert pairs.per_prototype[2].isnan()
+    assert pairs.per_case[:2].tolist() == [0.75, 0.25]
+    low, high = pairs.over_cases(torch.Generator().manual_seed(0)) or (0.0, 0.0)
+    assert 0.38 < low < 0.5 < high < 0.62, "half the spread of one mean of 30 coins"

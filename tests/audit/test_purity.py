@@ -15,9 +15,7 @@ from protolearn.audit.marks import Marks
 from protolearn.audit.metric import Metric, Score, make_metric
 from protolearn.audit.pairs import Pairs
 from protolearn.audit.purity import (
-    TopCases,
     cell_patches,
-    cut_patches,
     in_patches,
     merged,
     merged_sides,
@@ -25,6 +23,7 @@ from protolearn.audit.purity import (
     purity_of,
 )
 from protolearn.audit.subject import AdaptedSubject
+from protolearn.core.top_cases import TopCases
 from protolearn.errors import DataError, UsageError
 
 PARTS = ("beak", "left eye", "tail", "right eye")
@@ -40,11 +39,12 @@ def test_numbers_of_the_authors(reference: Callable[[str], dict[str, np.ndarray]
     scores = maps.flatten(2).amax(2)
     eligible = points_somewhere & (want["class_weight"].amax(0) > 1e-5)
     if variant == "topk":
-        top = TopCases(int(want["k"]))
+        top = TopCases(prototypes, int(want["k"]))
+        scores = scores.masked_fill(~eligible, float("-inf"))
         for i in range(len(maps)):  # a case at a time, as it would stream by
-            top.update(scores[i : i + 1], eligible[i : i + 1], torch.tensor([i]), cells[i : i + 1])
-        prototype, slot = (top.scores > float("-inf")).T.nonzero(as_tuple=True)
-        case, cell = top.case[slot, prototype], top.cell[slot, prototype]
+            top.update(scores[i : i + 1], torch.tensor([i]), cell=cells[i : i + 1])
+        prototype = top.found.nonzero(as_tuple=True)[0]
+        case, cell = top.cases[top.found], top.columns["cell"][top.found]
     else:
         case, prototype = (eligible & (scores > 0.5)).nonzero(as_tuple=True)
         cell = cells[case, prototype]
@@ -250,11 +250,6 @@ def test_patches_of_other_grids() -> None:
         cell_patches(torch.tensor([0]), (7, 7), size=16)
 
 
-def test_too_large_patches_are_cut_round_their_centre() -> None:
-    cut = cut_patches(torch.tensor([[0, 224, 10, 30], [0, 33, 0, 34]]))
-    assert cut.tolist() == [[96, 128, 10, 30], [0, 33, 1, 33]]
-
-
 def test_borders_count_and_hidden_points_do_not() -> None:
     patch = torch.tensor([32, 64, 96, 128])
     points = torch.tensor([[96.0, 32.0], [128.0, 64.0], [95.0, 40.0], [100.0, 65.0], [100.0, 40.0]])
@@ -288,31 +283,7 @@ def test_sides_are_merged_by_name(parts: list[str], names: tuple[str, ...], grou
     assert found[0] == names and found[1].tolist() == group
 
 
-def test_the_best_cases_are_those_of_a_full_sort() -> None:
-    g = torch.Generator().manual_seed(0)
-    scores = torch.randint(20, (90, 40), generator=g).float()  # many equal
-    eligible = torch.rand(90, 40, generator=g) < 0.4
-    eligible[:, 0] = False
-    cells = torch.arange(90 * 40).view(90, 40)
-    top = TopCases(10)
-    for part in torch.arange(90).split(13):
-        top.update(scores[part], eligible[part], part, cells[part])
-    for p in range(40):
-        order = sorted((i for i in range(90) if eligible[i, p]), key=lambda i: (-scores[i, p], i))[:10]
-        filled = top.scores[:, p] > float("-inf")
-        assert top.case[filled, p].tolist() == order
-        assert top.cell[filled, p].tolist() == [40 * i + p for i in order]
-
-
 def test_damage_is_named() -> None:
-    scores = torch.zeros(2, 3)
-    scores[1, 2] = float("nan")
-    top = TopCases(2)
-    with pytest.raises(DataError, match=r"prototype row 2 is NaN in case 5"):
-        top.update(scores, torch.ones(2, 3) > 0, torch.tensor([4, 5]), torch.zeros(2, 3, dtype=torch.int64))
-    top.update(scores, ~scores.isnan(), torch.tensor([4, 5]), torch.zeros(2, 3, dtype=torch.int64))
-    with pytest.raises(UsageError, match="at least one case"):
-        TopCases(0)
     subject, maps, points, visible = world(2)
     broken: Any = maps.clone()
     broken[1, 0, 3, 3] = float("nan")

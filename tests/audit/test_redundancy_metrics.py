@@ -10,7 +10,8 @@ import torch
 from tests.audit.measured import channels, drawn_maps, measure
 from torch import Tensor
 
-from protolearn.audit.subject import AdaptedSubject, Look, ModelSubject
+from protolearn.audit.look import Look
+from protolearn.audit.subject import AdaptedSubject, ModelSubject
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.methods import get_method

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from protolearn.audit.correlation import row_correlation
 from protolearn.audit.shift import (
     activation_consistency,
-    activation_correlation,
     activation_distance_share,
     among_top,
     class_alignment,
@@ -36,7 +36,7 @@ def test_numbers_of_the_authors(reference: Callable[[str], dict[str, np.ndarray]
 
     equal(activation_consistency(clean, other), "pac", 1e-5)  # theirs is in single precision
     equal(activation_distance_share(clean, other), "pac_l2")
-    equal(activation_correlation(clean, other), "pac_correlation")
+    equal(row_correlation(clean, other), "pac_correlation")
     equal(class_alignment(other, own, k), "pca", 1e-5)
     equal(top_share(other, own, k), "pca_unweighted")
     equal(weighted_alignment(other, sizes, own, k), "pca_w")
@@ -56,7 +56,7 @@ def test_who_never_fires_is_not_judged() -> None:
     scores = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     assert activation_consistency(scores, torch.ones(2, 2)).isnan().tolist() == [True, False]
     assert activation_consistency(torch.zeros(2, 0), torch.zeros(2, 0)).isnan().all()
-    assert activation_correlation(scores, torch.ones(2, 2)).isnan().all()
+    assert row_correlation(scores, torch.ones(2, 2)).isnan().all()
     with pytest.raises(UsageError, match="same cases"):
         activation_consistency(scores, scores[:1])
 

@@ -8,7 +8,8 @@ from tests.audit.measured import channels, drawn_maps, measure
 from tests.audit.planted import Planted, planted
 from torch import Tensor
 
-from protolearn.audit.subject import AdaptedSubject, Look, ModelSubject
+from protolearn.audit.look import Look
+from protolearn.audit.subject import AdaptedSubject, ModelSubject
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.methods import get_method

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tests.audit.planted import planted, spots
 
-from protolearn.audit.subject import AdaptedSubject, Look, ModelSubject, finite_maps, subject_of
+from protolearn.audit.look import Look, finite_maps
+from protolearn.audit.subject import AdaptedSubject, ModelSubject, subject_of
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.methods import get_method

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -691,6 +692,61 @@ def test_audit(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path)
     ):
         assert main(wrong) == code
         assert words in capsys.readouterr().err
+
+
+def test_repair(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    common = ["repair", folder, "digits", "--device", "cpu", "--metrics", "none", "--keep-impure", "--keep-dead"]
+    dry = Told(capsys, *common, "--ban", "3", "--dry-run", "--quiet")
+    dry.failed(2, "class '3'", "without a prototype")
+    Told(capsys, *common).failed(2, "--out", "--dry-run")
+    Told(capsys, *common, "--ban", "x", "--dry-run").failed(2, "3,7", "'x'")
+    Told(capsys, *common, "--out", folder).failed(2, "already holds a model")
+    Told(capsys, *common, "--background", "0.5", "--dry-run").failed(2, "content_heat_share")
+    model = load(folder)
+    model.bank.active[4] = False
+    model.bank.grow(model.bank.vectors[[0]], model.bank.ownership[[0]], [model.bank.sources[0]])
+    model.head.weight = torch.nn.Parameter(torch.cat([model.head.weight, model.head.weight[:, :1]], 1).detach())
+    spoiled = save(model, tmp_path / "spoiled")
+    words = ["repair", spoiled, "digits", "--device", "cpu", "--keep-impure", "--metrics", "global_size"]
+    told = Told(capsys, *words, "--dry-run")
+    assert told.code == 0
+    assert "dropped 4 (4): dead: inactive" in told.out
+    assert "merged 10 (0): stands on the same token as 0" in told.out
+    assert "nothing was fitted or written" in told.out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["spoiled"]
+    done = Told(capsys, *words, "--out", tmp_path / "new", "--epochs", "2", "--json")
+    assert {change["prototype"] for change in done.json["changes"]} == {4, 10}
+    assert done.json["prototypes"] == [10, 9]
+    assert [row["figure"] for row in done.json["figures"]][-1] == "global_size"
+    again = load(tmp_path / "new")
+    assert again.bank.ids.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert again.metadata["repairs"][0]["accuracy"][1] == again.metadata["metrics"]["accuracy"]
+    assert (tmp_path / "new" / "cases").is_dir()
+
+
+def test_associate(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("statsmodels")
+    cases = digits("test")
+    draw = np.random.default_rng(0)
+    rows = ["id,loop,age,patient"]
+    for case, label in zip(cases.ids, cases.labels.tolist(), strict=True):
+        rows.append(f"{case},{int(label in (0, 6, 8, 9))},{draw.integers(20, 80)},p{draw.integers(0, 90)}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    common = ["associate", folder, "digits", "--labels", tmp_path / "labels.csv", "--device", "cpu"]
+    told = Told(capsys, *common, "--covariates", "age", "--group", "patient", "--out", tmp_path / "assoc.csv")
+    assert told.code == 0, told.err
+    assert "20 tests, level 0.05" in told.out
+    assert "loop from prototype: AUROC" in told.out
+    assert "Note: Associations, not causes" in told.out
+    found = list(csv.DictReader((tmp_path / "assoc.csv").open(encoding="utf-8")))
+    assert len(found) == 20 and {row["label"] for row in found} == {"loop"}
+    plain = Told(capsys, *common, "--covariates", "age", "--group", "patient", "--part", "test", "--json").json
+    assert [row["p"] for row in plain["rows"]][:3] == pytest.approx([float(row["p"]) for row in found][:3], rel=1e-6)
+    assert plain["facts"]["cases"] == len(cases)
+    Told(capsys, *common, "--covariates", "ages").failed(1, "no column ages", "'age'")
+    Told(capsys, *common).failed(1, "the label 'age' must be 0, 1 or empty")
+    Told(capsys, *common, "--only", "loop", "--correction", "bonferoni").failed(2, "bonferroni")
+    Told(capsys, *common[:-4]).failed(2, "--labels")
 
 
 def test_similar(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path) -> None:

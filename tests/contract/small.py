@@ -140,6 +140,11 @@ SMALL: dict[str, Small] = {
         accuracy=0.25,
         wrong={"dropout": 1.0},
     ),
+    "protogcd": Small(
+        {"hidden": 32, "projection": 16, "neck": "linear", "views": "dropout", "dropout": 0.1, "init": "means",
+         "epochs": 20, "hard_epochs": 10, "encoder_rate": None},
+        wrong={"dropout": 1.0},
+    ),
     # of four quarters the one that is most like a prototype decides: hard for means, better where borders are learned
     "nearest-class-mean": Small({"prototypes_per_class": 4}, accuracy=0.15, wrong={"scale": 0.0}),
     "rbf-network": Small({"prototypes_per_class": 6}, accuracy=0.4, wrong={"ridge": -1.0}),

@@ -1,13 +1,52 @@
-"""Folding fine maps onto coarse grids, laying tokens out on finer ones, and maps over pixels."""
+"""Enlarging maps, folding fine ones onto coarse grids, and laying tokens out on finer ones."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional
 
-from protolearn.core.maps import enlarge, fold_blocks, upsample_maps
+from protolearn.core.maps import enlarge, fine_peaks, fold_blocks, peaks, upsample_maps
 from protolearn.structures import Tokens
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"), [((7, 7), (224, 224)), ((5, 3), (18, 24)), ((9, 8), (4, 4)), ((1, 1), (3, 2))]
+)
+@pytest.mark.parametrize("leading", [(), (4,), (2, 3), (0, 2)])
+def test_two_products_enlarge_as_torch_does(
+    cells: tuple[int, int], size: tuple[int, int], leading: tuple[int, ...]
+) -> None:
+    maps = torch.randn(*leading, *cells, dtype=torch.float64)
+    found = upsample_maps(maps, size)
+    assert found.shape == (*leading, *size)
+    if maps.numel():
+        there = torch.nn.functional.interpolate(maps.reshape(-1, 1, *cells), size=size, mode="bicubic")
+        torch.testing.assert_close(found.reshape(-1, 1, *size), there)
+    assert torch.equal(upsample_maps(maps, cells), maps), "a map that has its size already is not touched"
+
+
+def test_maps_that_cannot_be_enlarged() -> None:
+    with pytest.raises(ValueError, match="enlarged to"):
+        upsample_maps(torch.rand(3), (2, 2))
+    with pytest.raises(ValueError, match="enlarged to"):
+        upsample_maps(torch.rand(3, 3), (0, 2))
+
+
+def test_the_first_peak_in_row_major_order() -> None:
+    maps = torch.randint(0, 4, (50, 3, 6, 5)).float()  # many ties
+    first = maps.flatten(2).argmax(2)
+    assert torch.equal(peaks(maps), torch.stack([first // 5, first % 5], 2))
+    assert peaks(maps[:0]).shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 50])
+def test_peaks_of_enlarged_maps_are_the_same_in_chunks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = torch.randn(count, 5, 4, requires_grad=True)
+    want = peaks(upsample_maps(maps, (40, 30)))
+    assert torch.equal(fine_peaks(maps, (40, 30)), want)
+    assert torch.equal(fine_peaks(maps.double() + 1e3, (40, 30)), want), "the level does not matter"
+    monkeypatch.setattr("protolearn.core.maps.CACHE_BYTES", 8 * 3 * 4 * 40 * 30 // 4)  # three maps at a time
+    assert torch.equal(fine_peaks(maps, (40, 30)), want)
 
 
 def test_folding_keeps_every_value_in_its_block() -> None:
@@ -45,13 +84,3 @@ def test_tokens_without_places_stay_as_they_are() -> None:
     assert enlarge(masked, 2) is masked
     with pytest.raises(ValueError, match="whole number"):
         enlarge(loose, 0)
-
-
-@pytest.mark.parametrize(
-    ("grid", "size"), [((7, 7), (224, 224)), ((3, 5), (8, 21)), ((1, 4), (6, 2)), ((9, 9), (4, 4))]
-)
-def test_maps_are_upsampled_as_torch_does(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    maps = torch.randn(2, 3, *grid, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    want = functional.interpolate(maps, size=size, mode="bicubic")
-    torch.testing.assert_close(upsample_maps(maps, size), want, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(upsample_maps(maps[0, 0], size), want[0, 0], atol=1e-5, rtol=1e-5)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from protolearn.encoders import FeatureEncoder
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.bag_edits import Bag, Effect, exchange, keep_only, necessity, sufficiency
+from protolearn.explain.bag_effects import over_bags
 from protolearn.explain.bag_scorers import BagFunction, BagScorer, BagScores, PooledBags, model_of_bags
 from protolearn.explain.bag_search import greedy_removal, remove_most_important
-from protolearn.explain.over_bags import over_bags
 from protolearn.methods import get_method
 
 SIZE = 15

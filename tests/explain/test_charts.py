@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from protolearn.audit.selective import risk_coverage
+from protolearn.audit.risk_coverage import risk_coverage
 from protolearn.explain.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, risk_coverage_chart
 
 

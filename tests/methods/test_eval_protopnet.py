@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from protolearn.audit.object_parts import consistency, disturb, part_hits, stability
+from protolearn.audit.noise import disturb
+from protolearn.audit.object_parts import consistency, part_hits, stability
 from protolearn.core.method import Project, Train
 from protolearn.data import digits
 from protolearn.data.archive import archive

@@ -20,7 +20,7 @@ from protolearn.errors import DataError, ProtolearnError, UsageError
 from protolearn.explain.audit_page import save_audit, save_audit_folder
 from protolearn.methods import get_method
 from protolearn.tasks.audit import audit
-from protolearn.tasks.marks import marks_of
+from protolearn.tasks.audit_marks import marks_of
 
 PART_METRICS = ["consistency", "stability"]
 

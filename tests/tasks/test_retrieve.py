@@ -24,7 +24,7 @@ from protolearn.errors import DataError, MissingExtra, UsageError
 from protolearn.explain.passes import PictureList
 from protolearn.methods.parts.protopnet import ProtoPNet
 from protolearn.tasks.retrieve import cases_of_prototypes, similar_cases
-from protolearn.tasks.retrieved import Query, SimilarCase, SimilarCases
+from protolearn.tasks.retrieve_result import Query, SimilarCase, SimilarCases
 from protolearn.training.project import project
 
 

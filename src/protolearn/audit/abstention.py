@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 from torch import Tensor
 
-from protolearn.audit.subject import Look
+from protolearn.audit.look import Look
 from protolearn.errors import UsageError, look_up
 
 STEP = 0.999

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from protolearn.audit.distinctness import unit_rows
+from protolearn.audit.correlation import unit_rows
 from protolearn.errors import UsageError
 
 

@@ -7,15 +7,12 @@ picture resized to ``size x size``, and those found in a shifted or cropped pict
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
-from protolearn.core.matching import CACHE_BYTES, chunk_rows
+from protolearn.core.maps import fine_peaks
 from protolearn.errors import UsageError
 
 
@@ -46,24 +43,9 @@ def peak_pixels(maps: Tensor, counted: Tensor, size: int = 224) -> Tensor:
     peaked = counted & (maps.flatten(2).amax(2) > maps.flatten(2).amin(2))
     found = maps.new_full((*counted.shape, 2), float("nan"))
     case, prototype = peaked.nonzero(as_tuple=True)
-    rows, columns = (_bicubic(int(side), size).to(maps) for side in maps.shape[2:])
-    # a chunk stays in the processor's cache between its three passes
-    chunk = chunk_rows(4 * size * size, CACHE_BYTES if maps.device.type == "cpu" else None)
-    for part in torch.arange(len(case), device=maps.device).split(chunk):
-        b, p = case[part], prototype[part]
-        fine = rows @ maps[b, p] @ columns.T
-        # the first row with the largest value, then the first column in it: maxima cost far less than their places
-        y = fine.amax(2).argmax(1)
-        x = fine[torch.arange(len(part), device=maps.device), y].argmax(1)
-        found[b, p] = torch.stack([x, y], 1).float()
+    if len(case):
+        found[case, prototype] = fine_peaks(maps[case, prototype], (size, size)).flip(1).float()
     return found
-
-
-@lru_cache(maxsize=64)
-def _bicubic(coarse: int, fine: int) -> Tensor:
-    """Return ``(fine, coarse)`` weights of bicubic interpolation along one side, read off torch's own."""
-    units = torch.eye(coarse).view(coarse, 1, coarse, 1)
-    return F.interpolate(units, size=(fine, 1), mode="bicubic").view(coarse, fine).T.contiguous()
 
 
 def region_overlap(one: Tensor, other: Tensor, *, half_side: int = 36, size: int = 224) -> Tensor:
@@ -89,30 +71,6 @@ def region_overlap(one: Tensor, other: Tensor, *, half_side: int = 36, size: int
     both = (high - low).clamp_min(0).prod(-1)
     areas = [(end - start).prod(-1) for start, end in corners]
     return both / (areas[0] + areas[1] - both)
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Return ``(B,)`` Spearman's correlation between rows, ties at their mean rank; NaN where a row is all equal.
-
-    Parameters
-    ----------
-    one, other : Tensor
-        ``(B, P)`` scores of the same prototypes.
-
-    Examples
-    --------
-    >>> rank_correlation(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.1, 0.2, 0.3]])).item()
-    1.0
-    """
-    if one.shape != other.shape or one.ndim != 2:
-        raise ValueError(f"scores of the same prototypes are compared: got {tuple(one.shape)}, {tuple(other.shape)}")
-    if not one.numel():
-        return torch.full((len(one),), float("nan"), dtype=torch.float64)
-    ranks = [rankdata(table.detach().cpu().double().numpy(), axis=1) for table in (one, other)]
-    left, right = (table - table.mean(1, keepdims=True) for table in ranks)
-    scale = np.sqrt((left**2).sum(1) * (right**2).sum(1))
-    # sums of half ranks: a square root of their product is 0 only where a row is all equal
-    return torch.from_numpy(np.where(scale > 0, (left * right).sum(1) / np.where(scale > 0, scale, 1.0), np.nan))
 
 
 @dataclass(frozen=True)

@@ -41,36 +41,6 @@ class Likeness:
     pairs_across: int
 
 
-def unit_rows(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows of length 1 in double precision, and ``(P,)`` bool where a row has a direction at all.
-
-    Examples
-    --------
-    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))[1].tolist()
-    [True, False]
-    """
-    rows = vectors.detach().cpu().double()
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    real = torch.isfinite(length) & (length > 0)
-    return torch.where(real, rows / length.where(real, 1.0), 0.0), real.squeeze(1)
-
-
-def standard_rows(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows less their mean at length 1, whose cosine is the correlation, and where a row varies at all.
-
-    Examples
-    --------
-    >>> rows, real = standard_rows(torch.tensor([[1.0, 2.0, 3.0], [9.0, 8.0, 7.0], [4.0, 4.0, 4.0]]))
-    >>> round(float(rows[0] @ rows[1]), 6), real.tolist()
-    (-1.0, [True, True, False])
-    """
-    rows = table.detach().cpu().double()
-    constant = rows.amax(1) == rows.amin(1) if rows.shape[1] else torch.ones(len(rows), dtype=torch.bool)
-    centred = rows - rows.mean(1, keepdim=True) if rows.shape[1] else rows
-    units, real = unit_rows(centred.masked_fill(constant.unsqueeze(1), 0.0))
-    return units, real
-
-
 def likeness(units: Tensor, ownership: Tensor) -> Likeness:
     """Compare every prototype with every other, a chunk of the table at a time.
 

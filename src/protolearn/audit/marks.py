@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from protolearn.errors import UsageError
 
@@ -58,14 +57,6 @@ class Marks:
     def points_at(self, size: int) -> Tensor:
         """Return the key points ``(B, N, 2)`` in pixels of a square of this side."""
         return self.points * size
-
-    def objects_at(self, size: tuple[int, int]) -> Tensor:
-        """Return the object regions ``(B, h, w)`` bool at another size, by the nearest pixel."""
-        if self.objects is None:
-            raise UsageError("no object is marked in these cases")
-        if tuple(self.objects.shape[1:]) == tuple(size):
-            return self.objects
-        return F.interpolate(self.objects.unsqueeze(1).float(), size=size, mode="nearest-exact").squeeze(1) > 0.5
 
 
 def no_marks(count: int, device: torch.device | None = None) -> Marks:

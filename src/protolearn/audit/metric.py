@@ -10,8 +10,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from protolearn.audit.look import Look
 from protolearn.audit.marks import Marks
-from protolearn.audit.subject import Look, Subject
+from protolearn.audit.subject import Subject
 from protolearn.errors import UsageError, look_up
 
 NEEDS: dict[str, str] = {

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.core.maps import upsample_maps
-from protolearn.core.matching import chunk_rows
+from protolearn.core.maps import fine_peaks
 from protolearn.errors import UsageError
 
 
@@ -52,12 +51,10 @@ def part_hits(
         raise UsageError(f"size must be at least 1 and half_side at least 0, got {size} and {half_side}")
     case, prototype = torch.nonzero(counted, as_tuple=True)
     hits = torch.zeros(*counted.shape, points.shape[1], dtype=torch.bool, device=maps.device)
-    for i in torch.arange(len(case), device=maps.device).split(chunk_rows(4 * size * size)):
-        b, p = case[i], prototype[i]
-        peak = upsample_maps(maps[b, p].float(), (size, size)).flatten(1).argmax(1)
-        centre = torch.stack([peak % size, peak // size], 1).unsqueeze(1)  # x, y as the key points
-        low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
-        hits[b, p] = ((points[b] >= low) & (points[b] <= high)).all(2) & visible[b].bool()
+    centre = fine_peaks(maps[case, prototype].float(), (size, size)).flip(1).unsqueeze(1)  # x, y as the key points
+    low, high = (centre - half_side).clamp_min(0), (centre + half_side).clamp_max(size)
+    inside = ((points[case] >= low) & (points[case] <= high)).all(2)
+    hits[case, prototype] = inside & visible[case].bool()
     return hits
 
 
@@ -193,22 +190,6 @@ def stability(hits: Tensor, disturbed: Tensor, counted: Tensor) -> Stability:
     rates = same.sum(0) / counted.sum(0).clamp_min(1)
     score = float(rates[judged].double().mean()) if judged.any() else float("nan")
     return Stability(rates, judged, 100 * score)
-
-
-def disturb(inputs: Tensor, *, std: float = 0.2, limit: float = 0.25, generator: torch.Generator) -> Tensor:
-    """Return inputs plus clipped Gaussian noise, in the encoder's own (normalised) units.
-
-    Source: EvalProtoPNet's stability, with its defaults: noise after normalisation, about 0.045 of a pixel's range.
-
-    Examples
-    --------
-    >>> disturb(torch.zeros(2, 3), std=0.0, generator=torch.Generator()).abs().max().item()
-    0.0
-    """
-    if std < 0 or limit < 0:
-        raise UsageError(f"std and limit must be at least 0, got {std} and {limit}")
-    noise = torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype).to(inputs.device) * std
-    return inputs + noise.clamp(-limit, limit)
 
 
 def _share(some: Tensor, of: Tensor) -> float:

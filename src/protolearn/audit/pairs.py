@@ -121,3 +121,72 @@ class PairList:
         """Return all pairs and their values."""
         case, prototype = (torch.cat(found) for found in (self._case, self._prototype))
         return Pairs(case, prototype, self.cases, prototypes), tuple(map(torch.cat, zip(*self._values, strict=True)))
+
+
+def mean_rate(total: Tensor, looked: Tensor) -> Tensor:
+    """Return ``(R,)``: the mean over prototypes of what each found in a pair; one without a pair is left out.
+
+    Parameters
+    ----------
+    total, looked : Tensor
+        ``(R, P, 1)`` sums over each prototype's pairs: of what was found, and of the pairs.
+
+    Examples
+    --------
+    >>> mean_rate(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[2.0], [0.0]]]))
+    tensor([0.5000])
+    """
+    rates = (total / looked.clamp_min(1)).squeeze(2)
+    return rates.sum(1) / (looked.squeeze(2) > 0).sum(1)
+
+
+class JudgedPairs:
+    """One value of each of some pairs of a case and a prototype; a pair may come up more than once.
+
+    Examples
+    --------
+    >>> pairs = JudgedPairs(cases=2, prototypes=3)
+    >>> pairs.add(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2]), torch.tensor([1.0, 0.0, 0.5]))
+    >>> pairs.per_prototype.tolist(), pairs.per_case.tolist()
+    ([0.5, nan, 0.5], [1.0, 0.25])
+    """
+
+    def __init__(self, cases: int, prototypes: int) -> None:
+        self.cases, self.prototypes = cases, prototypes
+        none = torch.zeros(0, dtype=torch.long)
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = [(none, none, torch.zeros(0, dtype=torch.float64))]
+
+    def add(self, cases: Tensor, prototypes: Tensor, values: Tensor) -> None:
+        """Take in pairs: case and prototype indices and values, ``(n,)`` each; NaN = not judged, left out."""
+        kept = ~values.isnan()
+        self._parts.append((cases[kept].cpu(), prototypes[kept].cpu(), values[kept].detach().cpu().double()))
+
+    def __len__(self) -> int:
+        return sum(len(part[2]) for part in self._parts)
+
+    @property
+    def per_prototype(self) -> Tensor:
+        """``(P,)`` mean over cases; NaN where none was judged."""
+        pairs, values = self._gathered()
+        return _means(pairs.prototype, values, self.prototypes)
+
+    @property
+    def per_case(self) -> Tensor:
+        """``(N,)`` mean over prototypes; NaN where none was judged."""
+        pairs, values = self._gathered()
+        return _means(pairs.case, values, self.cases)
+
+    def over_cases(self, generator: torch.Generator) -> tuple[float, float] | None:
+        """Return the interval of the mean over prototypes of their means, with other cases."""
+        pairs, values = self._gathered()
+        return pairs.interval(mean_rate, generator, values.unsqueeze(1), pairs.each()) if len(pairs) else None
+
+    def _gathered(self) -> tuple[Pairs, Tensor]:
+        case, prototype, values = map(torch.cat, zip(*self._parts, strict=True))
+        return Pairs(case, prototype, self.cases, self.prototypes), values
+
+
+def _means(index: Tensor, values: Tensor, count: int) -> Tensor:
+    total = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values)
+    seen = torch.bincount(index, minlength=count)
+    return torch.where(seen > 0, total / seen.clamp_min(1), float("nan"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.errors import DataError, UsageError
+from protolearn.errors import UsageError
 
 EDGE = 1e-4
 """Pixels within which a key point counts as on the border of a patch: what scaling a coordinate may lose."""
@@ -77,22 +77,6 @@ def _starts(index: Tensor, count: int, size: int, side: int, *, early: bool) -> 
     skip = round((size - side) / (count - 1))
     start = ((index - 1) * skip + 4).clamp_min(0) if early else index * skip
     return torch.where(index == count - 1, size - side, start.clamp_max(size - side))
-
-
-def cut_patches(patches: Tensor, side: int = 32) -> Tensor:
-    """Return patches ``(..., 4)`` y0, y1, x0, x1 of which longer sides are cut to ``side`` round the centre.
-
-    For regions that another method cuts out: the larger a patch, the purer it looks. Half of what is too much, rounded
-    down, goes at either end, so an odd surplus leaves one pixel more.
-
-    Examples
-    --------
-    >>> cut_patches(torch.tensor([[0, 72, 10, 40]])).tolist()
-    [[20, 52, 10, 40]]
-    """
-    low, high = patches[..., 0::2], patches[..., 1::2]
-    half = torch.div((high - low - side).clamp_min(0), 2, rounding_mode="floor")
-    return torch.stack([low + half, high - half], -1).flatten(-2)
 
 
 def in_patches(points: Tensor, visible: Tensor, patches: Tensor) -> Tensor:
@@ -199,51 +183,3 @@ def purity_of(hit: Tensor, seen: Tensor) -> Purity:
     most = rates.gather(-1, hit.argmax(-1, keepdim=True)).squeeze(-1)
     purest, most = (torch.where(judged, found, float("nan")) for found in (rates.amax(-1), most))
     return Purity(rates, purest, most, judged)
-
-
-class TopCases:
-    """The k cases with the highest scores of every prototype, kept while batches stream by.
-
-    Of equal scores the earlier case stays. ``scores`` is -inf where a prototype has had fewer than k cases.
-
-    Attributes
-    ----------
-    scores, case, cell : Tensor
-        ``(k or fewer, P)``: score, position of the case and best cell, in falling order of the score.
-
-    Examples
-    --------
-    >>> top = TopCases(2)
-    >>> for case in range(3):
-    ...     scores = torch.tensor([[float(case)]])
-    ...     top.update(scores, scores > -1, torch.tensor([case]), torch.zeros(1, 1, dtype=torch.int64))
-    >>> top.case.tolist()
-    [[2], [1]]
-    """
-
-    def __init__(self, k: int) -> None:
-        if k < 1:
-            raise UsageError(f"at least one case a prototype must be kept, got {k}")
-        self.k = k
-        self.scores = self.case = self.cell = torch.zeros(0)
-
-    def update(self, scores: Tensor, eligible: Tensor, case: Tensor, cell: Tensor) -> None:
-        """Take in a batch: scores, eligible and cell ``(B, P)``, case ``(B,)``.
-
-        Raises
-        ------
-        DataError
-            If a score that may be kept is NaN.
-        """
-        if bool((scores.isnan() & eligible).any()):
-            row, prototype = (int(v) for v in (scores.isnan() & eligible).nonzero()[0])
-            raise DataError(
-                f"the score of prototype row {prototype} is NaN in case {int(case[row])}: the model's weights or the "
-                "input are damaged"
-            )
-        new = (scores.masked_fill(~eligible, float("-inf")), case.unsqueeze(1).expand(scores.shape), cell)
-        held = (self.scores, self.case, self.cell)
-        if self.scores.ndim == 2:
-            new = tuple(torch.cat(both) for both in zip(held, new, strict=True))  # type: ignore[assignment]
-        order = new[0].sort(dim=0, descending=True, stable=True).indices[: self.k]
-        self.scores, self.case, self.cell = (table.gather(0, order) for table in new)

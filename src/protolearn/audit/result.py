@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.classification import ClassificationResult
-from protolearn.audit.metric import METRICS, About, Score
+from protolearn.audit.metric import About, Score
 from protolearn.errors import UsageError, nearest_names
 
 
@@ -163,11 +163,6 @@ class AuditResult:
         if self.refused:
             lines += ["", "not run:", *(f"  {each.reason}" for each in self.refused)]
         return "\n".join(lines)
-
-
-def about_of(name: str) -> About:
-    """Return what is to be known of a registered metric."""
-    return METRICS[name].about
 
 
 def figure(value: float | None, digits: int = 3) -> str:

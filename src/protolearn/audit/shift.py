@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from protolearn.audit.correlation import row_correlation, row_cosine
 from protolearn.errors import UsageError
 
 
@@ -28,11 +29,7 @@ def activation_consistency(clean: Tensor, other: Tensor) -> Tensor:
     >>> round(activation_consistency(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])).item(), 6)
     1.0
     """
-    one, two = _same_cases(clean, other)
-    if not one.shape[1]:
-        return one.new_full((len(one),), float("nan"))
-    # lengths set to 1 first: products of tiny activations would vanish
-    return (_unit(one) * _unit(two)).sum(1).clamp(-1.0, 1.0)
+    return row_cosine(*_same_cases(clean, other))
 
 
 def activation_distance_share(clean: Tensor, other: Tensor) -> Tensor:
@@ -45,22 +42,6 @@ def activation_distance_share(clean: Tensor, other: Tensor) -> Tensor:
     """
     one, two = _same_cases(clean, other)
     return (1.0 - (two - one).norm(dim=1) / (one.norm(dim=1) + 1e-8)).clamp(0.0, 1.0)
-
-
-def activation_correlation(clean: Tensor, other: Tensor) -> Tensor:
-    """Return ``(N,)`` Pearson correlation of the activations over prototypes; NaN where one side is all equal.
-
-    Examples
-    --------
-    >>> round(activation_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]])).item(), 6)
-    1.0
-    """
-    one, two = _same_cases(clean, other)
-    if not one.shape[1]:
-        return one.new_full((len(one),), float("nan"))
-    varies = (one.amax(1) > one.amin(1)) & (two.amax(1) > two.amin(1))
-    found = activation_consistency(one - one.mean(1, keepdim=True), two - two.mean(1, keepdim=True))
-    return found.where(varies, float("nan"))
 
 
 def among_top(scores: Tensor, k: int) -> Tensor:
@@ -224,7 +205,7 @@ def shift_agreement(
     """
     one, two = _same_cases(clean_logits, other_logits)
     confident = [p.detach().cpu().double().amax(1) for p in (clean_probabilities, other_probabilities)]
-    correlation = float(activation_correlation(confident[0].unsqueeze(0), confident[1].unsqueeze(0)))
+    correlation = float(row_correlation(confident[0].unsqueeze(0), confident[1].unsqueeze(0)))
     return ShiftAgreement(
         one.argmax(1) == two.argmax(1),
         activation_consistency(one, two),
@@ -238,12 +219,6 @@ def _soft_top(scores: Tensor, k: int) -> Tensor:
     table = scores.detach().cpu().double()
     raised = among_top(table, k) * (table - table.amax(1, keepdim=True)).exp()
     return raised / raised.sum(1, keepdim=True)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    peak = rows.abs().amax(1, keepdim=True)
-    scaled = rows / peak.where(peak > 0, float("nan"))
-    return scaled / scaled.norm(dim=1, keepdim=True)
 
 
 def _same_cases(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:

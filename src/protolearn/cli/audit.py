@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from protolearn.cli.shared import check_positive, parts, say, say_json, the_model
+from protolearn.cli.shared import check_positive, listed, parts, say, say_json, the_model, with_marks
 from protolearn.errors import UsageError
-
-if TYPE_CHECKING:
-    from protolearn.data import Cases
 
 
 def run_audit(args: Any) -> int:
@@ -31,8 +27,8 @@ def run_audit(args: Any) -> int:
     model = the_model(args.model, args.device)
     train, test = parts(model, args.data, args.test)
     if args.marks:
-        train, test = _marked(train, test, args.marks)
-    wanted = args.metrics if args.metrics in (ALL, QUICK) else [n.strip() for n in args.metrics.split(",") if n.strip()]
+        train, test = with_marks(train, test, args.marks)
+    wanted = args.metrics if args.metrics in (ALL, QUICK) else listed(args.metrics)
     found = audit(
         model,
         train if test is None else test,
@@ -55,18 +51,3 @@ def run_audit(args: Any) -> int:
     if files:
         say(f"{files[0]}: open it in a browser; {len(files)} files in {args.out}/", args.quiet)
     return 0
-
-
-def _marked(train: Cases, test: Cases | None, tables: list[str]) -> tuple[Cases, Cases | None]:
-    """Return both parts with the boxes and key points of tables or the masks of a folder, where there are some."""
-    from protolearn.data import MaskFolder, read_marks
-    from protolearn.data.annotations import checked_annotations
-
-    folders = [table for table in tables if Path(table).is_dir()]
-    if folders and len(tables) > 1:
-        raise UsageError("give one folder of masks or several tables, not both")
-    every = [part for part in (train, test) if part is not None]
-    ids = [case for part in every for case in part.ids]
-    marks = MaskFolder(folders[0], ids) if folders else checked_annotations(read_marks(*tables), ids)
-    found = [part.with_annotations(marks) if any(case in marks for case in part.ids) else part for part in every]
-    return found[0], found[1] if len(found) > 1 else None

@@ -223,6 +223,128 @@ def _audit(parser: Any) -> None:
     _running(parser)
 
 
+def _ood(parser: Any) -> None:
+    parser.add_argument("model", nargs="?", help="folder of a model")
+    parser.add_argument("data", nargs="?", help=f"the training data: {DATA}")
+    parser.add_argument("--test", help="other known cases to judge by, instead of the held-out part of DATA")
+    parser.add_argument("--held", metavar="DATA", help="known cases to set the threshold by (default: a part of DATA)")
+    foreign = {"nargs": "+", "action": "extend", "metavar": "NAME=DATA"}
+    parser.add_argument("--near", **foreign, help="foreign cases that are like the known ones")
+    parser.add_argument("--far", **foreign, help="foreign cases that are unlike them")
+    parser.add_argument("--outside", **foreign, help="foreign cases of which neither is said")
+    parser.add_argument("--score", default="mahalanobis", help="names: a,b,c (default: mahalanobis)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", metavar="SCORE.SETTING=VALUE", help="of a score, e.g. knn.k=10"
+    )
+    parser.add_argument("--list", action="store_true", help="say what scores there are and what they take, and stop")
+    parser.add_argument("--rate", type=float, default=0.95, help="share of known cases to accept (default: 0.95)")
+    parser.add_argument("--share", type=float, default=0.2, help="of DATA that sets the threshold (default: 0.2)")
+    parser.add_argument(
+        "--positive",
+        default="known",
+        choices=["known", "foreign"],
+        help="whose rate is fixed in FPR95 (default: known)",
+    )
+    parser.add_argument("--save", action="store_true", help="keep the first score, with its threshold, in the model")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of resampling (default: 0)")
+    parser.add_argument("--out", help="folder for page, JSON and tables (default: print a table)")
+    _running(parser)
+
+
+def _discover(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model, which gives the features")
+    parser.add_argument("data", help=f"the training data, for the known classes: {DATA}")
+    parser.add_argument("unlabelled", help="cases of known classes or others; labels they have are not looked at")
+    parser.add_argument("--method", default="ssk_means", help="ssk_means, or a method of the area discovery")
+    parser.add_argument("--classes", type=int, help="known and new classes together (default: estimated)")
+    parser.add_argument(
+        "--criterion", default="accuracy", choices=["accuracy", "hidden_classes", "silhouette", "consensus"],
+        help="how the number of classes is estimated (default: accuracy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--most-classes", type=int, help="up to which number (default: four times the known, 30 or more)"
+    )
+    parser.add_argument("--apart", action="store_true", help="the unlabelled cases are of new classes only")
+    parser.add_argument(
+        "--features", default="encoded", choices=["encoded", "embedded"], help="before the model's neck, or after it"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=10, help="that say how stable a cluster is; 0 = none (default: 10)"
+    )
+    parser.add_argument(
+        "--name", nargs="+", action="extend", metavar="CLUSTER=NAME", help="make a cluster a class, e.g. 'new 1=wolf'"
+    )
+    parser.add_argument(
+        "--harm", type=float, default=0.01, help="share of known cases that may be lost (default: 0.01)"
+    )
+    parser.add_argument("--test", help="known cases to count harm on, instead of the held-out part of DATA")
+    parser.add_argument("--save", metavar="FOLDER", help="folder of the model with the named classes")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    parser.add_argument("--out", help="folder for page, JSON and tables (default: print a table)")
+    _running(parser)
+
+
+def _repair(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"the training data: {DATA}")
+    parser.add_argument("--out", help="folder of the repaired model (required, unless --dry-run)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is in that folder")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; nothing is fitted or written")
+    parser.add_argument("--test", help="other data to judge by, instead of the held-out part of DATA")
+    parser.add_argument("--ban", default="", metavar="IDS", help="prototypes that must not speak: 3,7")
+    parser.add_argument(
+        "--background", type=float, metavar="SHARE",
+        help="ban prototypes with more than this share of their heat outside the marked object, 0 to 1",
+    )  # fmt: skip
+    parser.add_argument("--marks", nargs="+", metavar="FILE", help="tables of boxes, or one folder of masks")
+    parser.add_argument("--no-merge", action="store_true", help="keep prototypes that say the same")
+    parser.add_argument(
+        "--near", type=float, default=0.02, help="how near is the same, as a share of a usual distance (default: 0.02)"
+    )
+    parser.add_argument("--keep-dead", action="store_true", help="keep prototypes that bring nothing")
+    parser.add_argument(
+        "--keep-impure", action="store_true", help="keep those whose nearest cases are of other classes"
+    )
+    parser.add_argument("--no-refit", action="store_true", help="do not fit the last layer again")
+    parser.add_argument("--epochs", type=int, default=50, help="of fitting the last layer (default: 50)")
+    parser.add_argument("--rate", type=float, default=1e-2, help="learning rate of it (default: 0.01)")
+    parser.add_argument(
+        "--metrics", default="quick", help="of the audit before and after: none, quick, all or names (default: quick)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of fitting and auditing (default: 0)")
+    _running(parser)
+
+
+def _associate(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"cases, the model's classes need not be known: {DATA}")
+    parser.add_argument("--labels", required=True, metavar="TABLE", help="a table: id, then columns of 0, 1 or nothing")
+    parser.add_argument("--part", help="one part of DATA, such as test (default: all of it)")
+    parser.add_argument("--covariates", default="", metavar="COLUMNS", help="columns to correct for: age,sex")
+    parser.add_argument(
+        "--categorical", default="", metavar="COLUMNS", help="covariates that are names, though written as numbers"
+    )
+    parser.add_argument("--group", metavar="COLUMN", help="the patient of each case (default: the groups of DATA)")
+    parser.add_argument("--only", default="", metavar="COLUMNS", help="columns that are labels (default: all the rest)")
+    parser.add_argument(
+        "--families", default="prototypes,predictions",
+        help="what is tested: prototypes, predictions, classes (default: prototypes,predictions)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--correction", default="bonferroni", help="bonferroni or benjamini-hochberg (default: bonferroni)"
+    )
+    parser.add_argument("--alpha", type=float, default=0.05, help="level of corrected p-values (default: 0.05)")
+    parser.add_argument("--least", type=int, default=20, help="cases a label needs on either side (default: 20)")
+    parser.add_argument(
+        "--test-share", type=float, default=0.3, help="held out to foretell the labels; 0 = do not (default: 0.3)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of that split and its intervals (default: 0)")
+    parser.add_argument("--most", type=int, default=20, help="tests that are printed (default: 20)")
+    parser.add_argument("--out", help="file for the table of all tests (CSV)")
+    _running(parser)
+
+
 def _similar(parser: Any) -> None:
     parser.add_argument("model", help="folder of a model")
     parser.add_argument("pictures", nargs="*", help="pictures, folders, .csv or .zip")
@@ -347,6 +469,53 @@ COMMANDS: dict[str, Command] = {
         _audit,
         more="Metrics that the data do not allow are listed with what they need and what can stand in for them. The "
         "model is not changed.",
+    ),
+    "ood": Command(
+        "let a model say what it has not seen before: fit a novelty score, and measure it on foreign cases",
+        """
+        protolearn ood model photos/ --save
+        protolearn ood model photos/ --near others=other_birds/ --far textures=dtd/ --score mahalanobis,energy,knn
+        protolearn ood model photos/ --outside odd=odd/ --score knn --set knn.k=10 --out novelty --save
+        protolearn ood --list
+        """,
+        "ood",
+        _ood,
+        more='The first score is the one that --save keeps: predict and explain then answer "does not know" below its '
+        "threshold. Foreign cases are only judged, never fitted to.",
+    ),
+    "discover": Command(
+        "find new classes among unlabelled cases, and make those that a person names classes of the model",
+        """
+        protolearn discover model photos/ new_photos/ --out clusters
+        protolearn discover model photos/ new_photos/ --classes 24 --name "new 1=wolf" "new 3=lynx" --save model2
+        protolearn discover model photos/ new_photos/ --method protogcd --criterion silhouette --json
+        """,
+        "discover",
+        _discover,
+        more="Look at the clusters before you name one. The model that is given is not changed. The same seed and "
+        "settings find the same clusters again.",
+    ),
+    "repair": Command(
+        "merge, drop and ban prototypes, fit the last layer again, and compare before with after",
+        """
+        protolearn repair model photos/ --dry-run
+        protolearn repair model photos/ --out repaired --ban 3,7
+        protolearn repair model photos/ --out repaired --background 0.8 --marks boxes.csv --metrics all
+        """,
+        "repair",
+        _repair,
+        more="The model that is given is not changed. A ban that would leave a class without a prototype is refused; "
+        "the last one of a class is spared from everything else.",
+    ),
+    "associate": Command(
+        "test which prototypes go with labels the model never saw, with covariates and corrected p-values",
+        """
+        protolearn associate model ecgs.csv --labels diagnoses.csv --covariates age,sex --group patient --out assoc.csv
+        protolearn associate model photos/ --labels table.csv --correction benjamini-hochberg --json
+        """,
+        "associate",
+        _associate,
+        more="Needs statsmodels: pip install 'protolearn[association]'. The model is not changed.",
     ),
     "similar": Command(
         "find the training cases most like pictures, or like prototypes, in the model's eyes",

@@ -94,6 +94,26 @@ def source_pictures(folder: str, data: str | None) -> Callable[[Source], Image.I
     return find
 
 
+def with_marks(train: Cases, test: Cases | None, tables: list[str]) -> tuple[Cases, Cases | None]:
+    """Return both parts with the boxes and key points of tables or the masks of a folder, where there are some."""
+    from protolearn.data import MaskFolder, read_marks
+    from protolearn.data.annotations import checked_annotations
+
+    folders = [table for table in tables if Path(table).is_dir()]
+    if folders and len(tables) > 1:
+        raise UsageError("give one folder of masks or several tables, not both")
+    every = [part for part in (train, test) if part is not None]
+    ids = [case for part in every for case in part.ids]
+    marks = MaskFolder(folders[0], ids) if folders else checked_annotations(read_marks(*tables), ids)
+    found = [part.with_annotations(marks) if any(case in marks for case in part.ids) else part for part in every]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def listed(names: str) -> list[str]:
+    """Return the names in a text, with commas between them."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
 def check_positive(name: str, value: int) -> None:
     """Refuse a number below 1."""
     if value < 1:

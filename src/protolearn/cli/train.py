@@ -296,18 +296,9 @@ def _json(text: str | None) -> dict[str, Any] | None:
 def score(model: PrototypeModel, cases: Cases, where: str) -> dict[str, Any]:
     """Return the scores to keep with the model."""
     from protolearn.encoders.search import retrieval_for
-    from protolearn.tasks.classify import evaluate
+    from protolearn.tasks.classify import evaluate, kept_scores
 
-    found = evaluate(model, cases, run=retrieval_for(model))
-    prefix = "" if where == "test" else f"{where}_"
-    return {
-        f"{prefix}accuracy": found.accuracy,
-        f"{prefix}balanced_accuracy": found.balanced_accuracy,
-        f"{prefix}calibration_error": found.ece,
-        **({} if found.drawn is None else {f"{prefix}averaged_accuracy": found.drawn.accuracy}),
-        "cases": found.n,
-        "judged_on": f"{where} cases of {cases.name}",
-    }
+    return kept_scores(evaluate(model, cases, run=retrieval_for(model)), where, cases.name)
 
 
 def _tupled(settings: dict[str, Any]) -> dict[str, Any]:

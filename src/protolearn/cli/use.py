@@ -21,11 +21,12 @@ from protolearn.errors import UsageError, nearest_names
 if TYPE_CHECKING:
     from protolearn.core.model import PrototypeModel
     from protolearn.data import Cases
+    from protolearn.structures import Explanation, LedgerRow
 
 FORMATS = ("png", "json", "html")
 UNKNOWN = "does not know"
 """In place of a class where nothing speaks for any."""
-DOUBTS = ("averaged", "total_uncertainty", "epistemic_uncertainty", "refused")
+DOUBTS = ("averaged", "total_uncertainty", "epistemic_uncertainty", "refused", "confidence", "known")
 
 
 def run_predict(args: Any) -> int:
@@ -41,7 +42,7 @@ def run_predict(args: Any) -> int:
     if args.all:
         names += [f"p({name})" for name in model.classes]
         rows = [{**row, **{f"p({name})": p for name, p in row["probabilities"].items()}} for row in rows]
-    table = csv_text(names, [{**row, "predicted": UNKNOWN} if row["abstains"] else row for row in rows])
+    table = csv_text(names, [{**row, "predicted": UNKNOWN} if _unknown(row) else row for row in rows])
     if args.out is None:
         say(table.rstrip("\n"))
         return 0
@@ -59,13 +60,14 @@ def run_predict(args: Any) -> int:
 def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[str, Any]]:
     from protolearn.core.sampling import doubt_of
     from protolearn.encoders.search import retrieval_for
-    from protolearn.explain.passes import run_over, track
+    from protolearn.explain.passes import novelty_of, run_over, track
 
     rows: list[dict[str, Any]] = []
     seen = run_over(model, cases, batch_size=args.batch_size, run=retrieval_for(model))
     for batch in track(seen, len(cases), "predicting", quiet=args.quiet):
         probabilities = model.head.probabilities(batch.output.logits.double()).cpu()
         doubt = None if batch.output.tokens is None else doubt_of(model, batch.output.tokens)
+        novelty = novelty_of(model, batch.output)
         top = probabilities.topk(min(2, len(model.classes)), dim=1)
         unknown = model.head.abstains(batch.output.logits).tolist()
         for place, index in enumerate(batch.indices):
@@ -84,12 +86,21 @@ def _predictions(model: PrototypeModel, cases: Cases, args: Any) -> list[dict[st
                 row["epistemic_uncertainty"] = round(float(doubt.uncertainty.epistemic[place]), 6)
                 if doubt.refused is not None:
                     row["refused"] = bool(doubt.refused[place])
+            if novelty is not None:
+                row["confidence"] = float(f"{float(novelty.confidence[place]):.6g}")
+                if novelty.known is not None:
+                    row["known"] = bool(novelty.known[place])
             if args.all:
                 row["probabilities"] = {
                     name: round(p, 6) for name, p in zip(model.classes, probabilities[place].tolist(), strict=True)
                 }
             rows.append(row)
     return rows
+
+
+def _unknown(row: dict[str, Any]) -> bool:
+    """Return whether the class in a row of results is no answer."""
+    return bool(row["abstains"]) or row.get("known") is False
 
 
 def run_explain(args: Any) -> int:
@@ -118,7 +129,7 @@ def run_explain(args: Any) -> int:
             for name in formats
         ]  # fmt: skip
         found, _ = contrast(model, cases, [index])[0]
-        best = found.rows[0] if found.rows else None
+        best = _shown_first(found)
         told.append(
             {
                 "case": found.case,
@@ -126,6 +137,8 @@ def run_explain(args: Any) -> int:
                 "probability": found.probability,
                 "logit": found.logit,
                 "abstains": found.abstains,
+                "confidence": found.confidence,
+                "known": found.known,
                 "prototype": None if best is None else best.prototype,
                 "contribution": None if best is None else best.contribution,
                 "looks_like": None if best is None or best.source is None else best.source.case,
@@ -138,10 +151,26 @@ def run_explain(args: Any) -> int:
     for entry in told:
         like = f", most of all prototype {entry['prototype']}" if entry["prototype"] is not None else ""
         like += f" ({entry['contribution']:+.2f}) from {entry['looks_like']}" if entry["looks_like"] else ""
-        named = UNKNOWN if entry["abstains"] else f"{entry['predicted']} ({entry['probability']:.2f}){like}"
+        named = (
+            UNKNOWN + _closest(entry) if _unknown(entry) else f"{entry['predicted']} ({entry['probability']:.2f}){like}"
+        )
         say(f"{entry['case']}: {named}", args.quiet)
     say(f"{len(told)} explained in {folder}/", args.quiet)
     return 0
+
+
+def _shown_first(found: Explanation) -> LedgerRow | None:
+    """Return the row that matters most: what adds most to the class, or what is closest where nothing is known."""
+    if found.known is False and found.rows:
+        return max(found.rows, key=lambda row: row.similarity)
+    return found.rows[0] if found.rows else None
+
+
+def _closest(entry: dict[str, Any]) -> str:
+    if entry["known"] is not False:
+        return ""
+    like = f" from {entry['looks_like']}" if entry["looks_like"] else ""
+    return f" (confidence {entry['confidence']:.4g}); closest: prototype {entry['prototype']}{like}"
 
 
 def _file_name(case: str, taken: set[str]) -> str:

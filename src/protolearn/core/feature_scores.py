@@ -130,6 +130,11 @@ class RelativeMahalanobis(Mahalanobis):
     def fit(self, view: View, labels: Tensor) -> RelativeMahalanobis:
         """Learn both Gaussians."""
         super().fit(view, labels)
+        if len(self.means) < 2:
+            raise UsageError(
+                "relative_mahalanobis needs cases of several classes: of one, both its Gaussians are the same; use "
+                "mahalanobis"
+            )
         centre = view.features.double().mean(0)
         whiten = whitening(second_moment(view.features, centre))
         self.whiten_all, self.centre = whiten.float(), (centre @ whiten).float()

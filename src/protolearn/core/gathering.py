@@ -95,6 +95,37 @@ class Pooled(WholeInput):
         return Tokens(whole.unsqueeze(1), summary=whole)
 
 
+class Beside(Gathering):
+    """Keep beside what prototypes are compared with another map of it, for terms that compare inputs with each other.
+
+    Contrastive terms are commonly put on such a projection, which prediction then does without. It is kept in the
+    tokens' extras as ``projection``, ``(B, E)``.
+
+    Parameters
+    ----------
+    inner : WholeInput
+        Gives one token an input.
+    side : Module
+        ``(B, D) -> (B, E)``.
+
+    Examples
+    --------
+    >>> neck = Beside(Pooled(nn.Identity()), nn.Linear(4, 2))
+    >>> tokens = neck.on_tokens(Tokens(torch.zeros(3, 49, 4)))
+    >>> tokens.values.shape, tokens.extras["projection"].shape
+    (torch.Size([3, 1, 4]), torch.Size([3, 2]))
+    """
+
+    def __init__(self, inner: WholeInput, side: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.side = inner, side
+
+    def on_tokens(self, tokens: Tokens) -> Tokens:
+        """Return the inner neck's token, with the projection of it in extras."""
+        whole = self.inner.on_tokens(tokens)
+        return whole.replace(extras={**whole.extras, "projection": self.side(whole.values[:, 0])})
+
+
 class DrawnCode(Gathering):
     """Take half of what a neck gives for the mean of a code and half for its log variance, and draw the code.
 

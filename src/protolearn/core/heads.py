@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from protolearn.errors import UsageError
+
 if TYPE_CHECKING:
     from protolearn.structures import Output
 
@@ -55,6 +57,33 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes (row indices of the bank)."""
+
+    def take_class(self, ownership: Tensor) -> None:
+        """Take up one more class, the last, with prototypes of its own, the last rows; other scores stay the same.
+
+        Parameters
+        ----------
+        ownership : Tensor
+            ``(P, C)`` of the bank after it has grown.
+
+        Raises
+        ------
+        UsageError
+            If this kind of head cannot.
+        """
+        raise UsageError(
+            f"a {type(self).__name__} cannot take up a class without another training: train the model anew with the "
+            "new class"
+        )
+
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Let one prototype speak for its twins too, which bring the very same evidence and are about to go.
+
+        ``row`` and ``twins`` are rows of the bank. Returns whether no score changes; where a head cannot do that, it
+        changes nothing and returns False.
+        """
+        return False
 
     def read(self, out: Output) -> Tensor:
         """Return logits ``(B, C)`` for the path so far (its own ``logits`` are not filled in yet)."""
@@ -121,9 +150,39 @@ class WeighedEvidence(Head):
         """Return evidence times weight, ``(B, C, P)``."""
         return evidence.unsqueeze(1) * self.weight
 
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Add the weights of the twins to that of the one that stays."""
+        move_columns(self.weight, row, twins)
+        return True
+
     def offset(self) -> Tensor:
         """Return the bias, or zeros."""
         return self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
+
+    @torch.no_grad()
+    def take_class(self, ownership: Tensor) -> None:
+        """Give the new class what others have on the average; its prototypes count nothing for them.
+
+        Its own prototypes share evenly what those of another class weigh together, on the average; another's prototype
+        weighs what it does for classes that do not own it, on the average; a bias is the mean of the others.
+        """
+        classes, held = self.weight.shape
+        owned = ownership[:held, :classes].T > 0
+        if not bool(owned.any()):
+            raise UsageError("no class of this head owns a prototype: there is no measure for those of a new class")
+        row = self.weight.masked_fill(owned, 0.0).sum(0) / (~owned).sum(0).clamp_min(1)
+        count = len(ownership) - held
+        column = self.weight.new_zeros(classes + 1, count)
+        column[-1] = self.weight[owned].sum() / (owned.any(1).sum() * max(count, 1))
+        grown = torch.cat([torch.cat([self.weight, row.unsqueeze(0)]), column], 1)
+        if isinstance(self.weight, nn.Parameter):
+            self.weight = nn.Parameter(grown, requires_grad=self.weight.requires_grad)
+        else:
+            self.weight = grown
+        if self.bias is not None:
+            bias = torch.cat([self.bias, self.bias.mean().unsqueeze(0)])
+            self.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_to(self, state_dict, prefix, ("weight",))
@@ -250,6 +309,13 @@ class ClassSoftmaxEvidence(Head):
         self.weight = nn.Parameter(self.weight.detach()[rows].clone(), requires_grad=self.weight.requires_grad)
         self.owned = self.owned[rows]
 
+    @torch.no_grad()
+    def take_class(self, ownership: Tensor) -> None:
+        """Let all prototypes of the new class count the same."""
+        ones = self.weight.new_ones(len(ownership) - len(self.weight))
+        self.weight = nn.Parameter(torch.cat([self.weight, ones]), requires_grad=self.weight.requires_grad)
+        self.owned = ownership > 0
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_to(self, state_dict, prefix, ("weight", "owned"))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -351,13 +417,28 @@ class NearestOfClass(Head):
         """Return ``(C, P)``: a unit of evidence adds one to the own class, where it wins."""
         return torch.nn.functional.one_hot(self.owner + 1, self.classes + 1)[:, 1:].T.float()
 
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Return whether all are of one class: of equal ones the first wins, and the score is the same with fewer."""
+        return bool((self.owner[twins] == self.owner[row]).all())
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes."""
         self.owner = self.owner[rows]
 
+    def take_class(self, ownership: Tensor) -> None:
+        """Score the new class by the nearest of its prototypes, as all others."""
+        fresh = self.owner.new_full((len(ownership) - len(self.owner),), self.classes)
+        self.owner, self.classes = torch.cat([self.owner, fresh]), self.classes + 1
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_to(self, state_dict, prefix, ("owner",))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def move_columns(table: Tensor, row: int, twins: Tensor) -> None:
+    """Add some columns of a table ``(..., P)`` to one of them, in place, and set them to 0."""
+    table[..., row] += table[..., twins].sum(-1)
+    table[..., twins] = 0.0
 
 
 def resize_to(module: nn.Module, state: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

@@ -216,7 +216,7 @@ def cosine_in_parts(parts: int) -> Similarity:
         raise ValueError(f"a token has at least one part, got {parts}")
 
     def each(x: Tensor) -> tuple[Tensor, None]:
-        return F.normalize(x.reshape(*x.shape[:-1], parts, -1), dim=-1).flatten(-2), None
+        return F.normalize(x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts), dim=-1).flatten(-2), None
 
     def paired(x: Tensor, p: Tensor) -> Tensor:
         return (each(x)[0] * F.normalize(p, dim=-1)).sum(-1)

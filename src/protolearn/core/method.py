@@ -36,20 +36,26 @@ class Phase:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A coefficient that goes in a straight line: ``start`` before the first epoch of a phase, ``stop`` in its last.
+    """A number that goes in a straight line: ``start`` before the first epoch of a phase, ``stop`` in its last.
+
+    With ``over``, it has ``start`` in the first epoch and ``stop`` in epoch number ``over`` and from then on.
 
     Examples
     --------
     >>> [Ramp(0.0, 1.0).at(epoch, 4) for epoch in (0, 3)]
     [0.25, 1.0]
+    >>> [Ramp(0.0, 1.0, over=3).at(epoch, 9) for epoch in (0, 1, 2, 8)]
+    [0.0, 0.5, 1.0, 1.0]
     """
 
     start: float
     stop: float
+    over: int | None = None
 
     def at(self, epoch: int, epochs: int) -> float:
         """Return the value in an epoch, counted from 0, of so many."""
-        return self.start + (self.stop - self.start) * min(1.0, (epoch + 1) / max(epochs, 1))
+        done, length = (epoch + 1, epochs) if self.over is None else (epoch, self.over - 1)
+        return self.start + (self.stop - self.start) * min(1.0, done / max(length, 1))
 
 
 Coefficients = Mapping[str, float | Ramp]
@@ -93,10 +99,16 @@ class Train(Phase):
     weights : mapping, or tuple of mappings, optional
         Coefficients of the terms in place of ``Method.weights()``; a term that is not named counts nothing. Several
         mappings take turns, batch by batch. A coefficient may be a :class:`Ramp`.
-    pairs : bool or "same_places"
+    pairs : bool, "same_places" or "same_view"
         Every case comes in two views drawn independently: a batch holds all first views, then all second ones, and the
         labels twice. ``same_places``: the two differ in colours alone, so that a position is the same place in both;
-        cached tokens know no such pairs, and there augmentation must leave places where they are.
+        cached tokens know no such pairs, and there augmentation must leave places where they are. ``same_view``: the
+        same view twice, which needs no augmentation; what differs is what the network draws (dropout).
+    scheduled : mapping of str to Ramp
+        Numbers that an objective reads as ``Output.scheduled``, and that change from epoch to epoch.
+    balanced : bool
+        A batch is drawn with replacement, a labelled case and an unlabelled one equally likely; an epoch has as many
+        draws as there are cases, in whole batches.
     freeze_batch_norm : bool
         Keep batch-norm statistics fixed although the weights are trained.
     chosen : bool
@@ -120,12 +132,16 @@ class Train(Phase):
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
     weights: Coefficients | tuple[Coefficients, ...] | None = None
-    pairs: bool | Literal["same_places"] = False
+    pairs: bool | Literal["same_places", "same_view"] = False
+    scheduled: Mapping[str, Ramp] = field(default_factory=dict)
+    balanced: bool = False
     chosen: bool = False
 
     def __post_init__(self) -> None:
-        if self.chosen and (self.pairs or "encoder" in self.rates):
-            raise UsageError(f"phase {self.name!r} goes through chosen pairs: no two views there, nor the encoder")
+        if self.chosen and (self.pairs or self.balanced or "encoder" in self.rates):
+            raise UsageError(
+                f"phase {self.name!r} goes through chosen pairs: no two views there, no balance, nor the encoder"
+            )
         for group in (*self.rates, *self.decay, *self.restart):
             if group not in GROUPS:
                 raise UsageError(f"phase {self.name!r} names the group {group!r}: {nearest_names(group, GROUPS)}")
@@ -152,6 +168,10 @@ class Train(Phase):
             along = past % length / length if length else min(1.0, past / max(self.epochs - hidden, 1))
             factor *= self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * along))
         return factor
+
+    def numbers(self, epoch: int) -> dict[str, float]:
+        """Return the scheduled numbers in one epoch, counted from 0."""
+        return {name: ramp.at(epoch, self.epochs) for name, ramp in self.scheduled.items()}
 
     def coefficients(self, default: Mapping[str, float], epoch: int, step: int) -> dict[str, float]:
         """Return the coefficient of each term in one step of one epoch, both counted from 0."""

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from protolearn.core.top_cases import TopCases
 from protolearn.structures import Tokens
 
 Ranking = Literal["sum", "peak"]
@@ -87,91 +88,8 @@ def purity_of(values: Tensor, pairs: Tensor, mask: Tensor | None = None) -> Tens
     return purity if mask is None else purity.where(mask.any(1)[rows], 0.0)
 
 
-class UnrankedCase(ValueError):
-    """A case has a score that is not a number.
-
-    Attributes
-    ----------
-    case : int
-        Its number.
-    """
-
-    def __init__(self, case: int) -> None:
-        super().__init__(f"case {case} has a score that is not a number")
-        self.case = case
-
-
-class TopCases:
-    """Collect the ``k`` cases with the largest score of each prototype, over batches of any size in any order.
-
-    Of equal scores the lower case number is taken, so the order of the batches cannot change the result.
-
-    Parameters
-    ----------
-    count : int
-        Prototypes.
-    k : int
-        Cases kept of each.
-
-    Attributes
-    ----------
-    scores : Tensor
-        ``(P, k)``, largest first; -inf where there are fewer than ``k`` cases.
-    cases : Tensor
-        ``(P, k)`` int64; -1 where there is none.
-    columns : dict of str to Tensor
-        ``(P, k)`` each: what else was handed in about those cases; 0 where there is none.
-
-    Examples
-    --------
-    >>> top = TopCases(count=1, k=2)
-    >>> top.update(torch.tensor([[1.0], [5.0]]), torch.tensor([0, 1]))
-    >>> top.update(torch.tensor([[5.0]]), torch.tensor([2]))
-    >>> top.cases.tolist(), top.scores.tolist()
-    ([[1, 2]], [[5.0, 5.0]])
-    """
-
-    def __init__(self, count: int, k: int, device: torch.device | str | None = None) -> None:
-        if count < 1 or k < 1:
-            raise ValueError(f"count and k must be at least 1, got {count} and {k}")
-        self.k = k
-        self.scores = torch.full((count, k), float("-inf"), device=device)
-        self.cases = torch.full((count, k), -1, dtype=torch.long, device=device)
-        self.columns: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def update(self, scores: Tensor, cases: Tensor, **columns: Tensor) -> None:
-        """Take in a batch: scores ``(B, P)`` (-inf = never), case numbers ``(B,)``, and columns ``(B, P)``.
-
-        Raises
-        ------
-        UnrankedCase
-            If a score is NaN.
-        ValueError
-            If a case comes twice in one batch.
-        """
-        lost = scores.isnan().any(1)
-        if lost.any():
-            raise UnrankedCase(int(cases[lost][0]))
-        if len(torch.unique(cases)) != len(cases):
-            raise ValueError("a case came twice in one batch")
-        fresh = scores.T.to(self.scores)
-        number = cases.expand_as(fresh).where(fresh > float("-inf"), -1)
-        table = torch.cat([self.scores, fresh], 1)
-        numbers = torch.cat([self.cases, number.to(self.cases)], 1)
-        # cases in rising order, then a stable sort by score; an absent one has the lowest score, so it comes last
-        by_case = numbers.argsort(dim=1, stable=True)
-        by_score = table.gather(1, by_case).argsort(dim=1, descending=True, stable=True)
-        chosen = by_case.gather(1, by_score)[:, : self.k]
-        for name, values in columns.items():
-            old = self.columns.get(name)
-            old = values.new_zeros(self.cases.shape) if old is None else old
-            self.columns[name] = torch.cat([old, values.T], 1).gather(1, chosen)
-        self.scores, self.cases = table.gather(1, chosen), numbers.gather(1, chosen)
-
-
 class Exemplars(TopCases):
-    """The cases that excite each channel most, and where: :class:`TopCases` of tokens.
+    """The cases that excite each channel most, and where: :class:`~protolearn.core.top_cases.TopCases` of tokens.
 
     Scores are computed in double precision and rounded to single, so that the size of a batch, which changes the last
     digits of a product, does not change which of two equal cases is first.
@@ -205,7 +123,7 @@ class Exemplars(TopCases):
         located: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(channels, k, device)
+        super().__init__(channels, k, dtype=torch.float32, device=device)
         self.by, self.matrix, self.located = by, matrix, located
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ on held-out known cases, is "unknown". B batch, D width of the features, C class
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -116,6 +116,39 @@ class Novelty(NamedTuple):
     """``(B,)`` bool; None where no threshold was set. A confidence that is not a number is unknown."""
 
 
+@torch.no_grad()
+def threshold_at(confidence: Tensor, rate: float = 0.95) -> float:
+    """Return the confidence that ``rate`` of held-out known cases reach; at least that share, by construction.
+
+    Raises
+    ------
+    UsageError
+        If there is no confidence, or one is not a number.
+
+    Examples
+    --------
+    >>> threshold_at(torch.tensor([1.0, 4.0, 2.0, 3.0]), 0.75)
+    2.0
+    """
+    if not 0 < rate <= 1:
+        raise UsageError(f"rate is the share of known cases to accept, above 0 and at most 1, got {rate}")
+    if confidence.ndim != 1 or not len(confidence) or bool(confidence.isnan().any()):
+        raise UsageError("a threshold is set on a row of at least one known case, none of them NaN")
+    order = confidence.detach().double().sort(descending=True).values
+    return float(order[cases_for(rate, len(order)) - 1])
+
+
+def cases_for(rate: float, count: int) -> int:
+    """Return the smallest number of ``count`` cases that is this share of them, at least 1.
+
+    Examples
+    --------
+    >>> cases_for(0.95, 20), cases_for(0.95, 21), cases_for(0.07, 100)
+    (19, 20, 7)
+    """
+    return max(1, -int(-(rate * count - 1e-9) // 1))
+
+
 class Scorer(nn.Module, ABC):
     """A novelty score: fitted on known cases, calibrated on held-out known cases, saved with the model.
 
@@ -134,6 +167,8 @@ class Scorer(nn.Module, ABC):
         Whether it differentiates the model when it scores.
     reads_inputs : bool
         Whether it runs the model itself; it is then asked with ``score_inputs``.
+    fits_inputs : bool
+        Whether it runs the model itself to learn; it is then fitted with ``fit_inputs``.
     threshold : Tensor
         Scalar; NaN until it is set.
     """
@@ -142,6 +177,7 @@ class Scorer(nn.Module, ABC):
     source: ClassVar[str] = ""
     needs_grad: ClassVar[bool] = False
     reads_inputs: ClassVar[bool] = False
+    fits_inputs: ClassVar[bool] = False
     settings_names: ClassVar[tuple[str, ...]] = ()
     features: str
     threshold: Tensor
@@ -158,6 +194,14 @@ class Scorer(nn.Module, ABC):
     def fit(self, view: View, labels: Tensor) -> Scorer:
         """Learn from known cases, all at once; ``labels`` ``(N,)``, -1 = unlabelled. Nothing to learn by default."""
         return self
+
+    def chosen(self, labels: Tensor) -> Tensor:
+        """Return the positions of the known cases that :meth:`fit_inputs` is to be shown; all by default."""
+        return torch.arange(len(labels), device=labels.device)
+
+    def fit_inputs(self, model: nn.Module, batches: Iterable[Tensor]) -> Scorer:
+        """Learn from inputs, batch by batch, for scores that run the model themselves."""
+        raise UsageError(f"the novelty score {self.name} learns from outputs: call fit")
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
@@ -176,13 +220,7 @@ class Scorer(nn.Module, ABC):
         UsageError
             If there is no confidence, or one is not a number.
         """
-        if not 0 < rate <= 1:
-            raise UsageError(f"rate is the share of known cases to accept, above 0 and at most 1, got {rate}")
-        if confidence.ndim != 1 or not len(confidence) or bool(confidence.isnan().any()):
-            raise UsageError("a threshold is set on a row of at least one known case, none of them NaN")
-        order = confidence.detach().double().sort(descending=True).values
-        last = max(1, -int(-rate * len(order) // 1))  # the smallest number of cases that is that share
-        self.threshold.fill_(float(order[last - 1]))
+        self.threshold.fill_(threshold_at(confidence, rate))
         self.rate.fill_(rate)
         return self
 
@@ -240,6 +278,7 @@ def make_scorer(spec: str | Mapping[str, Any]) -> Scorer:
     >>> make_scorer("msp").spec()
     {'name': 'msp', 'features': 'encoded'}
     """
+    import protolearn.core.activation_coverage
     import protolearn.core.clipped_scores
     import protolearn.core.feature_scores
     import protolearn.core.scores  # noqa: F401  their classes register themselves

@@ -43,6 +43,8 @@ class MaxSoftmax(Scorer):
 
     def score(self, view: View) -> Tensor:
         """Return confidences."""
+        if view.logits.shape[1] < 2:
+            raise UsageError("msp needs several classes: the probability of the only one is always 1; use max_logit")
         return max_softmax(view.logits)
 
 

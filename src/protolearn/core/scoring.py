@@ -107,6 +107,13 @@ class ScoringSheet(Head):
         """Set the weights of some prototypes ``(P,)`` bool to 0 for every class."""
         self.raw.masked_fill_(gone, 0.0)
 
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Add the points of the twins to those of the one that stays."""
+        self.raw[:, row] = self.weight[:, row] + self.weight[:, twins].sum(1)
+        self.raw[:, twins] = 0.0
+        return True
+
     def keep(self, rows: Tensor) -> None:
         """Keep only these columns."""
         self.raw = nn.Parameter(self.raw.detach()[:, rows].clone(), requires_grad=self.raw.requires_grad)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protolearn.core.heads import Head, resize_to
+from protolearn.core.heads import Head, move_columns, resize_to
 from protolearn.core.matching import chunk_rows
 from protolearn.core.similarities import ToSimilarity
 from protolearn.structures import Output
@@ -242,6 +242,15 @@ class SlotHead(Head):
             self.scores.copy_(F.one_hot(best, self.scores.shape[1]).transpose(1, 2))
             self.settled.fill_(True)
         return self.scores.sum(2).T
+
+    @torch.no_grad()
+    def absorb(self, row: int, twins: Tensor) -> bool:
+        """Give the slots of the twins to the one that stays; only once slots are settled."""
+        if not bool(self.settled):
+            return False
+        columns = self.scores.data.transpose(1, 2)  # (C, K, P), the same memory
+        move_columns(columns, row, twins)
+        return True
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these prototypes of the pool; a settled slot whose prototype goes holds none."""

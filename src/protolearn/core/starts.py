@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from protolearn.core.gathering import WholeInput
+from protolearn.core.discovery import class_means, seeded_k_means
+from protolearn.core.gathering import Scaled, WholeInput
 from protolearn.core.measures import squared_l2
 from protolearn.core.necks import PrincipalAxes
 from protolearn.core.updates import k_means
@@ -85,6 +86,41 @@ def start_from_tokens(
         rows = (owner == label).nonzero().squeeze(1)
         if len(own) >= len(rows):
             model.bank.vectors[rows] = k_means(own, len(rows), generator=draw).centres
+    model.bank.constrain()
+
+
+@torch.no_grad()
+def centre_inputs(model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]]) -> None:
+    """Set the centre of a neck that has one (:class:`~protolearn.core.gathering.Scaled`) to the mean of its inputs."""
+    whole = next((module for module in model.neck.modules() if isinstance(module, WholeInput)), None)
+    for module in model.neck.modules():
+        if isinstance(module, Scaled):
+            each = [real_values(tokens if whole is None else whole.gather(tokens)) for tokens, _ in batches]
+            module.centre.copy_(torch.cat(each).double().mean(0))
+
+
+@torch.no_grad()
+def start_beside_known(
+    model: PrototypeModel, batches: Iterable[tuple[Tokens, Tensor]], seed: int, *, new: Literal["stay", "k_means"]
+) -> None:
+    """Put the prototype of each class that has labelled cases on the mean direction of those.
+
+    For models with one prototype a class and one token an input. Classes without a labelled case are new: their
+    prototypes stay as they were drawn, or go to the further centres of semi-supervised k-means over all cases.
+    """
+    values, labels = labelled_tokens(model, batches)
+    values = nn.functional.normalize(values, dim=1)
+    if new == "k_means":
+        draw = torch.Generator().manual_seed(seed)
+        found = seeded_k_means(values, labels, model.bank.classes, generator=draw)
+        centres, classes = found.centres, found.classes
+        taken = torch.zeros(model.bank.classes, dtype=torch.bool, device=values.device)
+        taken[classes[classes >= 0]] = True
+        classes = torch.where(classes >= 0, classes, -1).masked_scatter(classes < 0, (~taken).nonzero().squeeze(1))
+    else:
+        centres, classes = class_means(values, labels)
+    rows = model.bank.ownership.argmax(0)[classes]
+    model.bank.vectors[rows] = centres.to(model.bank.vectors)
     model.bank.constrain()
 
 

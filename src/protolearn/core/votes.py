@@ -6,7 +6,6 @@ the allowed cases makes of them; probabilities are the weights added up by class
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,9 +17,6 @@ from protolearn.core.neighbours import largest
 
 if TYPE_CHECKING:
     from protolearn.structures import Output
-
-Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""``(B, D)`` queries and k to ``(B, k)`` values and rows, nearest first."""
 
 
 def vote_weights(

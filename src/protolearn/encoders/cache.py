@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from protolearn.core.encoder import Encoder
+from protolearn.core.modes import evaluating
 from protolearn.errors import DataError, ProtolearnError, TrainingError, UsageError
 from protolearn.structures import Tokens
 
@@ -470,17 +471,14 @@ def _settings(transform: Any) -> Any:
 @contextlib.contextmanager
 def _frozen(encoder: Encoder, device: torch.device) -> Iterator[None]:
     """Put an encoder in eval mode on a device, and everything back afterwards."""
-    modes = [(module, module.training) for module in encoder.modules()]
     homes = {tensor.device for tensor in (*encoder.parameters(), *encoder.buffers())}
-    try:
-        encoder.eval()
-        encoder.to(device)
-        yield
-    finally:
-        if len(homes) == 1:
-            encoder.to(homes.pop())
-        for module, training in modes:
-            module.training = training
+    with evaluating(encoder):
+        try:
+            encoder.to(device)
+            yield
+        finally:
+            if len(homes) == 1:
+                encoder.to(homes.pop())
 
 
 @contextlib.contextmanager

@@ -238,6 +238,21 @@ class ImageEncoder(Encoder):
         maps = dict(zip(self._taken(), [_channels_first(m, self.net) for m in found], strict=True))
         return self._tokens_of(maps, size)
 
+    def layer_maps(self, inputs: Tensor) -> list[Tensor]:
+        """Return the map ``(B, D, h, w)`` of every chosen layer by itself, each on its own grid.
+
+        Without prefix tokens, and without a vision transformer's final norm; ``smooth`` plays no part.
+        """
+        if self._kind == "final":
+            raise UsageError(f'layer="final" is no layer of {self.name} to be taken by itself: choose from its layers')
+        if self._kind == "maps":
+            maps = [_channels_first(one, self.net) for one in self.net(inputs)]
+        else:
+            maps = self.net.forward_intermediates(
+                inputs, indices=self._taken(), output_fmt="NCHW", intermediates_only=True
+            )
+        return [one for index, one in zip(self._taken(), maps, strict=True) if index in self._chosen]
+
     def _tokens_of(self, maps: Mapping[int, Tensor], size: tuple[int, int]) -> Tokens:
         """Return the chosen ones of the maps as tokens, the early one beside them."""
         tokens = _joined([maps[index] for index in self._chosen], size)

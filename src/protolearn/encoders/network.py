@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from protolearn.core.encoder import Encoder
+from protolearn.core.modes import evaluating
 from protolearn.encoders.cut import TOLERANCE, Cut, find_cut, gap, logits_of, run_to, sides, take_out
 from protolearn.encoders.image import _checked_name, _create, _preprocess, _seeded
 from protolearn.encoders.weights import hub_file, load_strictly, read_weights
@@ -204,11 +205,9 @@ class NamedNetwork(TrainedNetwork):
         assert self.classifier is not None
         weight, bias = self.classifier
         noise = torch.randn(2, 3, *self.preprocess.size, generator=torch.Generator().manual_seed(1))
-        modes = [(module, module.training) for module in given.modules()]
         device = next(iter(given.parameters())).device
-        wanted = logits_of(given.eval()(noise.to(device))).cpu()
-        for module, training in modes:
-            module.training = training
+        with evaluating(given):
+            wanted = logits_of(given(noise.to(device))).cpu()
         found = nn.functional.linear(self(noise).values.mean(1), weight, bias)
         if found.shape != wanted.shape or not gap(found, wanted) <= TOLERANCE:
             raise UsageError(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
-from protolearn.explain.passes import evaluating
 
 
 class HeadRanking(NamedTuple):

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from protolearn.core.leave_one_out import attention_without_each, mean_without_each
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import DataError, UsageError
-from protolearn.explain.passes import evaluating
 
 Map = Callable[[Tensor], Tensor]
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from protolearn.core.leave_one_out import average_without_each, maximum_without_each
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.core.pooling import max_pool, mean_pool, sum_pool
 from protolearn.errors import UsageError
-from protolearn.explain.passes import evaluating
 from protolearn.structures import Output, Tokens
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from protolearn.core.bank import PrototypeBank
 from protolearn.core.model import PrototypeModel
-from protolearn.core.purity import Exemplars, Ranking, UnrankedCase
+from protolearn.core.purity import Exemplars, Ranking
 from protolearn.core.rotation import ChannelRotation
+from protolearn.core.top_cases import UnrankedCase
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.passes import CaseList, device_of, run_over, track
 from protolearn.structures import Box, Explanation, LedgerRow, Tokens

@@ -6,7 +6,7 @@ Colours come from the page's CSS variables; every line is also told apart by its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from protolearn.audit.calibration import ReliabilityBin
@@ -14,6 +14,9 @@ from protolearn.explain.lettering import number
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 24, 30
+Place = Callable[[float], float]
+"""From a value to where it is drawn."""
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DASHES = ("", "5 3", "2 3", "8 3 2 3")
 _COLOURS = ("var(--for)", "var(--against)", "var(--third)", "var(--soft)")
 
@@ -78,12 +81,7 @@ def line_chart(
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low))
 
-    parts = [_bands(phases, x)]
-    shown = ticks(low, high)
-    digits = _digits(shown)
-    for value in shown:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{_tick(value, digits)}</text>')
+    parts = [_bands(phases, x), _grid(ticks(low, high), y)]
     for epoch in (e for e in ticks(0, epochs) if e == int(e)):
         parts.append(f'<text x="{x(epoch):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{int(epoch)}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">epochs</text>')
@@ -123,11 +121,7 @@ def reliability_chart(bins: Sequence[ReliabilityBin], title: str = "Reliability"
     def y(v: float) -> float:
         return TOP + side_y * (1 - v)
 
-    parts = []
-    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{v:g}</text>')
-        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v:g}</text>')
+    parts = [_grid(_QUARTERS, y, "{:g}".format), _shares(x)]
     parts.append(f'<line class="mark" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>')
     total = sum(b.count for b in bins)
     for b in bins:
@@ -168,7 +162,6 @@ def risk_coverage_chart(
         return ""
     shown = ticks(0.0, max(max(risk), 0.01))
     high = max(*shown, *risk)
-    digits = _digits(shown)
 
     def x(v: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * v
@@ -176,12 +169,7 @@ def risk_coverage_chart(
     def y(v: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - v / high)
 
-    parts = []
-    for v in shown:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{_tick(v, digits)}</text>')
-    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v:g}</text>')
+    parts = [_grid(shown, y), _shares(x)]
     whole = risk[-1]
     parts.append(f'<line class="mark" x1="{x(0)}" x2="{x(1)}" y1="{y(whole):.1f}" y2="{y(whole):.1f}"/>')
     points = " ".join(f"{x(c):.1f},{y(r):.1f}" for c, r in zip(coverage, risk, strict=True))
@@ -193,6 +181,54 @@ def risk_coverage_chart(
     steps = [next(k for k, c in enumerate(coverage) if c >= least - 1e-9) for least in (0.8, 0.9)]
     told = "; ".join(f"{coverage[k]:.2f} answered: {risk[k]:.3g} wrong" for k in steps)
     return _figure(title, f"{title}: {told}; all answered: {whole:.3g} wrong", "".join(parts), "")
+
+
+def curve_chart(title: str, points: Mapping[int, float], best: int, across: str, up: str) -> str:
+    """Draw values over whole numbers, each that was tried as a point; a line marks the best.
+
+    Parameters
+    ----------
+    title : str
+        Heading, also the accessible name.
+    points : mapping of int to float
+        Values that are not finite are left out.
+    best : int
+        The number to mark.
+    across, up : str
+        What the axes are.
+
+    Examples
+    --------
+    >>> "best at 3" in curve_chart("Clusters", {2: 0.1, 3: 0.4}, 3, "clusters", "silhouette")
+    True
+    >>> curve_chart("Clusters", {}, 3, "clusters", "silhouette")
+    ''
+    """
+    kept = sorted((k, v) for k, v in points.items() if math.isfinite(v))
+    if not kept:
+        return ""
+    (first, _), (last, _) = kept[0], kept[-1]
+    low, high = min(v for _, v in kept), max(v for _, v in kept)
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+
+    def x(v: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((v - first) / (last - first) if last > first else 0.5)
+
+    def y(v: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (v - low) / (high - low))
+
+    parts = [_grid(ticks(low, high), y)]
+    for v in (k for k in ticks(first, last) if k == int(k)):
+        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{int(v)}</text>')
+    parts.append(f'<line class="mark" x1="{x(best):.1f}" x2="{x(best):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    line = " ".join(f"{x(k):.1f},{y(v):.1f}" for k, v in kept)
+    parts.append(f'<polyline points="{line}" fill="none" stroke="var(--for)" stroke-width="1.8"/>')
+    parts += [f'<circle cx="{x(k):.1f}" cy="{y(v):.1f}" r="2" fill="var(--for)"/>' for k, v in kept]
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(across)}</text>')
+    parts.append(f'<text x="4" y="{TOP - 10}">{escape(up)}</text>')
+    told = f"{title}: {up} over {across} from {first} to {last}, best at {best}"
+    return _figure(title, told, "".join(parts), "")
 
 
 def confusion_chart(table: Sequence[Sequence[int]], title: str = "Confusion") -> str:
@@ -216,8 +252,23 @@ def confusion_chart(table: Sequence[Sequence[int]], title: str = "Confusion") ->
     return _figure(title, told, "".join(parts), "<p class='key'>rows true, columns predicted</p>", height=360)
 
 
-def _bands(phases: Sequence[str], x: object) -> str:
-    assert callable(x)
+def _grid(values: Sequence[float], y: Place, told: Callable[[float], str] | None = None) -> str:
+    """Return a horizontal line and its number for each value."""
+    digits = _digits(values)
+    words = [_tick(v, digits) if told is None else told(v) for v in values]
+    return "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{y(v) + 3.5:.1f}" text-anchor="end">{word}</text>'
+        for v, word in zip(values, words, strict=True)
+    )
+
+
+def _shares(x: Place) -> str:
+    """Return the numbers of an axis of shares, from 0 to 1."""
+    return "".join(f'<text x="{x(v):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{v:g}</text>' for v in _QUARTERS)
+
+
+def _bands(phases: Sequence[str], x: Place) -> str:
     parts, start, shade = [], 0, False
     for k in range(1, len(phases) + 1):
         if k == len(phases) or phases[k] != phases[start]:

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import UsageError
 from protolearn.explain.alter import Alteration, altered
+from protolearn.explain.counterfactual_fewer import Fewer, fewer_prototypes
+from protolearn.explain.counterfactual_nearer import Nearer, nearer_prototypes
 from protolearn.explain.explain import Target, class_of
-from protolearn.explain.fewer import Fewer, fewer_prototypes
-from protolearn.explain.nearer import Nearer, nearer_prototypes
-from protolearn.explain.passes import CaseList, Seen, evaluating, plain_json, run_over, track
+from protolearn.explain.passes import CaseList, Seen, plain_json, run_over, track
 
 
 @dataclass(frozen=True)

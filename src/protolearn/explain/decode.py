@@ -11,10 +11,11 @@ from torch import Tensor
 
 from protolearn.core.heads import LinearEvidence
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.core.sampling import draw as draw_prototypes
 from protolearn.errors import UsageError
 from protolearn.explain.lettering import lettering
-from protolearn.explain.passes import device_of, evaluating
+from protolearn.explain.passes import device_of
 
 if TYPE_CHECKING:
     from protolearn.explain.draw import Painter

@@ -19,14 +19,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.explain.decode import decoded_pictures, decodes_pictures
 from protolearn.explain.lettering import lettering, number, share, signed
-from protolearn.explain.passes import CaseList, device_of, evaluating, picture_of
+from protolearn.explain.passes import CaseList, device_of, picture_of
 from protolearn.explain.regions import percentile_boxes, to_original, upsample
 from protolearn.structures import Box, Explanation, LedgerRow, Source, Tokens
 
 PAPER, INK, SOFT, LINE = "#ffffff", "#16202a", "#5a6672", "#d5dbe1"
 FOR, AGAINST, MARK = "#0072b2", "#c84e00", "#ffd60a"  # Okabe and Ito's blue and vermilion, the latter a shade darker
+FIELD = "#56b4e9"  # sky blue of the same palette: what a place sees, beside what is outlined
 GLOW = (255, 196, 0)
 
 OUTLINED = (
@@ -66,6 +68,8 @@ class View:
         The part of the original that the model saw; all of it by default.
     supports : bool
         Solid outline, or dashed.
+    field : Box, optional
+        Outlined too, dashed and in blue: what the boxed place sees.
     """
 
     picture: Image.Image
@@ -73,6 +77,7 @@ class View:
     heat: np.ndarray | None = None
     window: Box | None = None
     supports: bool = True
+    field: Box | None = None
 
     @property
     def whole(self) -> bool:
@@ -109,10 +114,12 @@ class View:
         shown = picture.resize(size, method, box=(part.x0, part.y0, part.x1, part.y1))
         if self.heat is not None:
             shown = self._glow(shown, part, scale)
-        if self.box is not None and not self.whole:
-            at = [(self.box.x0 - part.x0) * scale, (self.box.y0 - part.y0) * scale]
-            to = [(self.box.x1 - part.x0) * scale, (self.box.y1 - part.y0) * scale]
-            outline(shown, Box(*at, *to), dashed=not self.supports, width=max(2, round(side / 62)))
+        outlined = [(self.field, True, FIELD), (None if self.whole else self.box, not self.supports, MARK)]
+        for box, dashed, colour in outlined:
+            if box is not None:
+                at = [(box.x0 - part.x0) * scale, (box.y0 - part.y0) * scale]
+                to = [(box.x1 - part.x0) * scale, (box.y1 - part.y0) * scale]
+                outline(shown, Box(*at, *to), dashed=dashed, width=max(2, round(side / 62)), colour=colour)
         return shown
 
     def _glow(self, shown: Image.Image, part: Box, scale: float) -> Image.Image:
@@ -144,7 +151,7 @@ class View:
         )
 
 
-def outline(picture: Image.Image, box: Box, *, dashed: bool = False, width: int = 3) -> None:
+def outline(picture: Image.Image, box: Box, *, dashed: bool = False, width: int = 3, colour: str = MARK) -> None:
     """Draw a bright rectangle between two black ones into a picture, never outside it."""
     draw = ImageDraw.Draw(picture)
     pad = width // 2 + 1
@@ -156,9 +163,9 @@ def outline(picture: Image.Image, box: Box, *, dashed: bool = False, width: int 
     draw.line(corners, fill="#000000", width=width + 2, joint="curve")
     for a, b in pairwise(corners):
         for start, end in _dashes(a, b, width * 2.4) if dashed else [(a, b)]:
-            draw.line([start, end], fill=MARK, width=width)
+            draw.line([start, end], fill=colour, width=width)
     if not dashed:
-        draw.line(corners, fill=MARK, width=width, joint="curve")
+        draw.line(corners, fill=colour, width=width, joint="curve")
 
 
 def _dashes(a: tuple[float, float], b: tuple[float, float], dash: float) -> list[Any]:
@@ -301,7 +308,7 @@ def index_of(cases: CaseList, case: str) -> int | None:
 
 def verdict(explanation: Explanation, names: Sequence[str]) -> str:
     """Return what a model says of a case, in a few words."""
-    return "Does not know" if explanation.abstains else f"Looks like {names[explanation.predicted]}"
+    return "Does not know" if explanation.unknown else f"Looks like {names[explanation.predicted]}"
 
 
 def explanation_picture(
@@ -377,7 +384,7 @@ class _Card:
 
     def title(self) -> None:
         e = self.explanation
-        said = "does not know" if e.abstains else f"predicted: {self.names[e.predicted]}"
+        said = "does not know" if e.unknown else f"predicted: {self.names[e.predicted]}"
         x = self.words(
             self.MARGIN,
             self.y,
@@ -391,7 +398,7 @@ class _Card:
         told = f"case {e.case}"
         if e.label is not None:
             told += f"  ·  labelled {self.names[e.label]}: " + (
-                "right" if e.label == e.predicted and not e.abstains else "not known" if e.abstains else "WRONG"
+                "right" if e.label == e.predicted and not e.unknown else "not known" if e.unknown else "WRONG"
             )
         self.words(self.MARGIN, self.y, told, 18, SOFT, width=self.WIDTH - 2 * self.MARGIN)
         self.y += 44

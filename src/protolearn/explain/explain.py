@@ -15,8 +15,9 @@ from torch import Tensor
 
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.errors import DataError, UsageError, nearest_names
-from protolearn.explain.passes import CaseList, Seen, evaluating, plain_json, run_over, track, whole_file
+from protolearn.explain.passes import CaseList, Seen, novelty_of, plain_json, run_over, track, whole_file
 from protolearn.explain.regions import Cells
 from protolearn.structures import Explanation, LedgerRow
 
@@ -199,6 +200,7 @@ def explain_seen(
     probabilities = output.head.probabilities(output.logits.double()).cpu()
     logits, labels = output.logits.double().cpu(), seen.labels.tolist()
     unknown = output.head.abstains(output.logits).tolist()
+    novelty = novelty_of(model, output)
     order = logits.argsort(dim=1, descending=True, stable=True).tolist()
     wanted = [[class_of(t, model, order[b], labels[b], ids[b]) for t in targets] for b in range(len(ids))]
     classes, count = output.logits.shape[1], output.evidence.shape[1]
@@ -222,6 +224,8 @@ def explain_seen(
                         probability=float(probabilities[b, c]),
                         abstains=unknown[b],
                         score_name=output.head.score_name,
+                        confidence=None if novelty is None else float(novelty.confidence[b]),
+                        known=None if novelty is None or novelty.known is None else bool(novelty.known[b]),
                         rows=ledger.rows(
                             output,
                             b,

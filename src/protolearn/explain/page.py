@@ -211,13 +211,18 @@ def explained_prediction(
     left.append(f'<p class="verdict">{short(verdict(e, names))}</p>')
     if e.abstains:
         left.append('<p class="small">No class scores anything, so the one below is no answer.</p>')
+    elif e.unknown and e.confidence is not None:
+        left.append(
+            f'<p class="small">Its confidence, {number(e.confidence)}, is below the threshold: nothing the model knows '
+            "is like it. The class below is only the closest.</p>"
+        )
     known = ""
     if e.label is not None:
-        good = e.label == e.predicted and not e.abstains
+        good = e.label == e.predicted and not e.unknown
         known = f"labelled {short(names[e.label])}: " + (
             '<span class="right">✓ right</span>'
             if good
-            else f'<span class="wrong">✗ {"not known" if e.abstains else "wrong"}</span>'
+            else f'<span class="wrong">✗ {"not known" if e.unknown else "wrong"}</span>'
         )
     if known:
         left.append(f'<p class="small">{known}</p>')

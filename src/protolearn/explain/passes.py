@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
+from protolearn.core.scorer import Novelty
 from protolearn.errors import DataError, ModelFileError, UsageError, nearest_names
 from protolearn.structures import Output
 
@@ -229,16 +231,13 @@ def labels_for(model: Classifier, cases: CaseList, *, strict: bool = False) -> n
     return table[labels]
 
 
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model in eval mode and give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def novelty_of(model: PrototypeModel, output: Output) -> Novelty | None:
+    """Return what the model's novelty score says of an output; None where the model has none."""
+    if model.scorer is None:
+        return None
+    with evaluating(model), torch.no_grad():
+        found = model.novelty(output)
+    return Novelty(found.confidence.cpu(), None if found.known is None else found.known.cpu())
 
 
 def track(items: Iterable[T], total: int, words: str, *, quiet: bool = False, patience: float = 2.0) -> Iterator[T]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from protolearn.audit.discovered import Discovery
+from protolearn.audit.ood_result import OODResult
 from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
@@ -14,6 +16,9 @@ from protolearn.explain.lettering import number, percent
 from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.audits import audits
+from protolearn.explain.sections.clusters import clusters
+from protolearn.explain.sections.honesty import honesty_section
+from protolearn.explain.sections.novelty import novelty as novelty_section
 from protolearn.explain.sections.predictions import attention, example, limits, predictions
 from protolearn.explain.sections.prototypes import prototypes
 from protolearn.explain.sections.record import about, data, training
@@ -28,6 +33,9 @@ def report(
     path: str | Path = "report.html",
     *,
     audited: AuditResult | None = None,
+    novelty: OODResult | None = None,
+    discovered: Discovery | None = None,
+    unlabelled: CaseList | None = None,
     most: int = 120,
     examples: int = 3,
     batch_size: int = 64,
@@ -48,6 +56,12 @@ def report(
         The file; written under a temporary name and renamed.
     audited : AuditResult, optional
         What ``protolearn.audit`` found of this model: a section of its own.
+    novelty : OODResult, optional
+        What ``tasks.ood.evaluate_ood`` found of it: a section with the foreign cases and what they are closest to.
+    discovered : Discovery, optional
+        What ``tasks.discover.discover`` found: a section with the new clusters.
+    unlabelled : Cases, optional
+        The cases that were searched, for their pictures.
     most : int
         Prototypes shown with pictures, spread evenly over the classes; the report says how many there are.
     examples : int
@@ -87,10 +101,12 @@ def report(
         raise UsageError(f"most and examples must not be negative, got {most} and {examples}")
     found = survey(model, train, test, neighbours=NEIGHBOURS + 1, batch_size=batch_size, device=device, quiet=quiet)
     known = gather(model, train, test, found, most=most, examples=examples)
-    return write_text(path, _document(known, audited))
+    galleries = [part for part in (unlabelled, train) if part is not None]
+    groups = "" if discovered is None else clusters(discovered, *galleries)
+    return write_text(path, _document(known, audited, novelty, groups))
 
 
-def _document(known: Gathered, audited: AuditResult | None) -> str:
+def _document(known: Gathered, audited: AuditResult | None, novelty: OODResult | None, groups: str) -> str:
     cards = frozenset(int(known.bank.ids[row]) for row in known.chosen)
     pieces = [
         ("example", "How to read it", example(known)),
@@ -100,7 +116,10 @@ def _document(known: Gathered, audited: AuditResult | None) -> str:
         ("scores", "How good it is", scores(known)),
         ("prototypes", "Prototypes", prototypes(known)),
         ("predictions", "Predictions", predictions(known)),
+        ("sees", "How far a place really sees", honesty_section(known)),
         ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),
+        ("novelty", "Known and foreign", "" if novelty is None else novelty_section(novelty, known.painter)),
+        ("clusters", "Clusters beside the known classes", groups),
         ("attention", "Worth a look", attention(known)),
         ("limits", "What this cannot tell", limits(known)),
     ]

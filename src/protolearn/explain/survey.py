@@ -13,9 +13,10 @@ from protolearn.audit.classification import ClassificationResult, score_logits
 from protolearn.audit.redundancy import NearPair, Use, near_pairs, same_source
 from protolearn.core.matching import chunk_rows
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.core.projection import Nearest, NearestTokens, impure
 from protolearn.explain.explain import contrast, weight_table
-from protolearn.explain.passes import CaseList, evaluating, run_over, track
+from protolearn.explain.passes import CaseList, run_over, track
 from protolearn.explain.regions import Cells
 from protolearn.structures import Explanation, Output
 

@@ -12,8 +12,9 @@ import torch
 
 from protolearn.audit.classification import ClassificationResult, score_logits
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.explain.alter import Alteration, altered, answer_of
-from protolearn.explain.passes import CaseList, evaluating, plain_json, run_over, track
+from protolearn.explain.passes import CaseList, plain_json, run_over, track
 from protolearn.structures import Output
 
 

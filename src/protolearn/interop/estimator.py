@@ -22,7 +22,7 @@ from protolearn.encoders import FeatureEncoder, ImageEncoder, SmallEncoder, make
 from protolearn.encoders.search import retrieval_for
 from protolearn.errors import DataError, UsageError
 from protolearn.explain import explain
-from protolearn.explain.passes import run_over
+from protolearn.explain.passes import novelty_of, run_over
 from protolearn.methods import get_method
 from protolearn.structures import Explanation
 from protolearn.training.fit import fit
@@ -139,11 +139,23 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             self.n_features_in_ = int(width.shape[-1])
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the label of each case; where :meth:`abstains` says so, nothing speaks for it."""
+    def predict(self, X: Any, *, unknown: Any = None) -> np.ndarray:
+        """Return the label of each case; where :meth:`abstains` says so, nothing speaks for it.
+
+        Parameters
+        ----------
+        X : array, sequence of paths, or Cases
+            As for :meth:`fit`.
+        unknown : label, optional
+            What to return in place of a label for cases that are not known, by :meth:`fit_novelty`; None says the
+            closest class of each.
+        """
         best = self.decision_function(X).argmax(1)
         found: np.ndarray = self.classes_[best]
-        return found
+        if unknown is None:
+            return found
+        told = np.result_type(found, np.array(unknown)) if found.dtype.kind == np.array(unknown).dtype.kind else object
+        return np.where(self.known(X), found.astype(told), np.array(unknown, dtype=told))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return ``(n, classes)`` probabilities, in the order of ``classes_``."""
@@ -164,6 +176,55 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Return ``(n, classes)`` logits."""
         return self._run(X, "logits")
+
+    def fit_novelty(
+        self, X: Any, y: Any = None, score: Any = "mahalanobis", *, held: Any = None, rate: float = 0.95
+    ) -> Self:
+        """Let the fitted model say what it has not seen: learn from known cases, set a threshold by held-out ones.
+
+        Parameters
+        ----------
+        X, y : as for :meth:`fit`
+            Known cases; labels for scores that read them.
+        score : str, mapping or Scorer
+            As for ``tasks.ood.fit_novelty``.
+        held : as X, optional
+            Known cases the model has not seen, to set the threshold by; a part of X by default.
+        rate : float
+            Share of known cases to accept.
+        """
+        from protolearn.tasks.ood import fit_novelty
+
+        check_is_fitted(self, "model_")
+        kept = None if held is None else self._cases(held, None)[0]
+        fit_novelty(
+            self.model_, self._cases(X, y)[0], score, held=kept, rate=rate, batch_size=self.batch_size,
+            quiet=not self.verbose,
+        )  # fmt: skip
+        return self
+
+    def novelty(self, X: Any) -> np.ndarray:
+        """Return ``(n,)`` confidences: higher = more like what was learned from."""
+        return self._novelty(X)[0]
+
+    def known(self, X: Any) -> np.ndarray:
+        """Return ``(n,)`` bool: the confidence reaches the threshold."""
+        return self._novelty(X)[1]
+
+    def _novelty(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        check_is_fitted(self, "model_")
+        if self.model_.scorer is None:
+            raise UsageError("this model cannot tell what it has not seen: call fit_novelty with known cases first")
+        seen = run_over(self.model_, self._cases(X, None)[0], batch_size=self.batch_size)
+        found = [said for batch in seen if (said := novelty_of(self.model_, batch.output)) is not None]
+        if not found:
+            return np.zeros(0), np.zeros(0, dtype=bool)
+        if found[0].known is None:
+            raise UsageError("the novelty score of this model has no threshold: call fit_novelty with known cases")
+        return (
+            np.concatenate([said.confidence.double().numpy() for said in found]),
+            np.concatenate([said.known.numpy() for said in found if said.known is not None]),
+        )
 
     def uncertainty(self, X: Any) -> dict[str, np.ndarray]:
         """Return ``total``, ``aleatoric`` and ``epistemic`` doubt ``(n,)`` where prototypes are distributions."""

@@ -13,15 +13,16 @@ from torch import Tensor
 
 import protolearn.audit.metrics  # noqa: F401  its modules register themselves
 from protolearn.audit.classification import ClassificationResult, score_logits
+from protolearn.audit.look import Look
 from protolearn.audit.marks import no_marks
 from protolearn.audit.metric import METRICS, NEEDS, PASSES, Metric, Seen, Setting, make_metric
-from protolearn.audit.object_parts import disturb
+from protolearn.audit.noise import disturb_each
 from protolearn.audit.result import AuditResult, Refused
-from protolearn.audit.subject import Look, Subject, facts, subject_of
+from protolearn.audit.subject import Subject, facts, subject_of
 from protolearn.data.cases import view_seed
 from protolearn.errors import ProtolearnError, UsageError
 from protolearn.explain.passes import CaseList, inputs_over, labels_for, track
-from protolearn.tasks.marks import has_objects, marks_of, parts_of
+from protolearn.tasks.audit_marks import has_objects, marks_of, parts_of
 
 ALL, QUICK = "all", "quick"
 
@@ -105,7 +106,7 @@ def audit(
     other = None if twin is None else subject_of(twin)
     for each in (subject, other):
         if each is not None:
-            each.module.to(device if device is not None else _device_of(each))
+            each.module.to(each.device if device is None else device)
     given = {"cases": cases, "train": train, "outside": outside, "shifted": shifted}
     parts = {name: part for name, part in given.items() if part is not None and len(part)}
     if "shifted" in parts and list(map(str, parts["shifted"].ids)) != list(map(str, cases.ids)):
@@ -217,7 +218,7 @@ class _Desk:
 
     def _maps(self) -> bool:
         first = next(inputs_over(self.parts["cases"], self.subject.preprocess, [0], batch_size=1))
-        return self.subject.look(first.inputs.to(_device_of(self.subject))).maps is not None
+        return self.subject.look(first.inputs.to(self.subject.device)).maps is not None
 
     def run(self, running: Sequence[Running]) -> ClassificationResult:
         """Show each part of the data to the metrics that read it; return the scores on the cases."""
@@ -237,7 +238,7 @@ class _Desk:
         return score_logits(table, self._labels("cases"), self.subject.classes, ids, shares)
 
     def _batches(self, part: str, readers: Sequence[Metric]) -> Iterator[Seen]:
-        cases, where = self.parts[part], _device_of(self.subject)
+        cases, where = self.parts[part], self.subject.device
         labels = self._labels(part)
         needs = {need for each in readers for need in each.about.needs}
         noisy = any(each.about.noise for each in readers)
@@ -267,12 +268,8 @@ class _Desk:
     def _noisy(self, inputs: Tensor, ids: Sequence[str], maps: bool) -> Iterator[Look]:
         """Yield looks at the inputs plus noise that depends on seed, draw and case alone, not on the batch."""
         for draw in range(self.draws):
-            each = [torch.Generator().manual_seed(view_seed(self.seed, draw, case)) for case in ids]
-            shaken = [
-                disturb(inputs[k : k + 1], std=self.noise, limit=self.limit, generator=generator)
-                for k, generator in enumerate(each)
-            ]
-            yield self.subject.look(torch.cat(shaken), maps=maps)
+            seeds = [view_seed(self.seed, draw, case) for case in ids]
+            yield self.subject.look(disturb_each(inputs, seeds, std=self.noise, limit=self.limit), maps=maps)
 
     def facts(self) -> dict[str, Any]:
         """Return what was audited, for the record."""
@@ -287,8 +284,3 @@ class _Desk:
             "noise": {"std": self.noise, "limit": self.limit, "draws": self.draws},
             "protolearn": __version__,
         }
-
-
-def _device_of(subject: Subject) -> torch.device:
-    held = [*subject.module.parameters(), *subject.module.buffers()]
-    return held[0].device if held else torch.device("cpu")

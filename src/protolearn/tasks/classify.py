@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from protolearn.core.sampling import doubt_of, rule_of
 from protolearn.explain.passes import CaseList, run_over, track
 from protolearn.structures import Output
 
-__all__ = ["ClassScore", "ClassificationResult", "evaluate", "score_logits"]
+__all__ = ["ClassScore", "ClassificationResult", "evaluate", "kept_scores", "score_logits"]
 
 
 def evaluate(
@@ -65,3 +66,16 @@ def evaluate(
         return found
     by_rule = None if rule_of(model) is None else np.concatenate(refused)
     return replace(found, drawn=score_draws(np.concatenate(right), np.concatenate(doubts), by_rule))
+
+
+def kept_scores(found: ClassificationResult, where: str, data: str) -> dict[str, Any]:
+    """Return the scores that a model keeps; those on other than test cases are named after where they are from."""
+    prefix = "" if where == "test" else f"{where}_"
+    return {
+        f"{prefix}accuracy": found.accuracy,
+        f"{prefix}balanced_accuracy": found.balanced_accuracy,
+        f"{prefix}calibration_error": found.ece,
+        **({} if found.drawn is None else {f"{prefix}averaged_accuracy": found.drawn.accuracy}),
+        "cases": found.n,
+        "judged_on": f"{where} cases of {data}",
+    }

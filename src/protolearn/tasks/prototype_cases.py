@@ -14,7 +14,7 @@ from protolearn.data import Cases
 from protolearn.errors import DataError, UsageError
 from protolearn.explain.passes import CaseList, run_over
 from protolearn.explain.regions import Cells
-from protolearn.tasks.retrieved import PrototypeCases, SimilarCase
+from protolearn.tasks.retrieve_result import PrototypeCases, SimilarCase
 from protolearn.training import project
 
 

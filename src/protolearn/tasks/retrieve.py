@@ -24,7 +24,7 @@ from protolearn.explain.passes import CaseList, Seen, run_over, track
 from protolearn.explain.survey import predicted_contribution
 from protolearn.structures import Output
 from protolearn.tasks.prototype_cases import NearPrototypes, cases_of_prototypes, class_name
-from protolearn.tasks.retrieved import By, Query, SimilarCase, SimilarCases
+from protolearn.tasks.retrieve_result import By, Query, SimilarCase, SimilarCases
 
 __all__ = ["CaseMemory", "cases_of_prototypes", "similar_cases"]
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.data import Cases
 from protolearn.errors import DataError, UsageError
 from protolearn.structures import Box, Source, Tokens
@@ -251,22 +252,20 @@ def _tokens(
     for row, index in found.items():
         rows.setdefault(index, []).append(row)
     order = sorted(rows)
-    modes = [(module, module.training) for module in model.modules()]
     home = model.bank.ids.device
-    model.to(device).eval()
-    try:
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            inputs: Tensor = torch.stack([plain[index].inputs for index in part]).to(device)
-            tokens = model.embed(model.encode(inputs))
-            for place, index in enumerate(part):
-                one = tokens.part(slice(place, place + 1))
-                for row in rows[index]:
-                    yield row, one, index
-    finally:
-        model.to(home)
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        model.to(device)
+        try:
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                inputs: Tensor = torch.stack([plain[index].inputs for index in part]).to(device)
+                tokens = model.embed(model.encode(inputs))
+                for place, index in enumerate(part):
+                    one = tokens.part(slice(place, place + 1))
+                    for row in rows[index]:
+                        yield row, one, index
+        finally:
+            model.to(home)
 
 
 def _region(model: PrototypeModel, tokens: Tokens, position: int, cases: Cases, index: int) -> Box | None:

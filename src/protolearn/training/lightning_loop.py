@@ -27,6 +27,7 @@ from protolearn.training.steps import (
     Run,
     Tally,
     after_step,
+    balance,
     epoch_order,
     epoch_seed,
     minimised,
@@ -45,8 +46,8 @@ class Shards:
     A batch smaller than the number of processes leaves some without a case: they take one that does not count.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.whole = epoch_order(count, batch_size, seed)
+    def __init__(self, count: int, batch_size: int, seed: int, odds: Tensor | None = None) -> None:
+        self.whole = epoch_order(count, batch_size, seed, odds)
         rank, size = distributed.rank(), distributed.size()
         self.mine = [batch[rank::size].tolist() for batch in self.whole]
 
@@ -63,10 +64,10 @@ class Shards:
 
 
 class Pairs(Dataset[Batch]):
-    """Every case in two views, ``(2, ...)``: drawn independently, or the same places in other colours."""
+    """Every case in two views, ``(2, ...)``: drawn independently, the same places in other colours, or the same."""
 
-    def __init__(self, cases: Cases, *, same_places: bool = False) -> None:
-        self.first, self.second = cases, cases.with_seed(cases.seed + 1)
+    def __init__(self, cases: Cases, *, same_places: bool = False, same_view: bool = False) -> None:
+        self.first, self.second = cases, cases if same_view else cases.with_seed(cases.seed + 1)
         if same_places:
             if not isinstance(cases.transform, Augmented):
                 raise UsageError("two views of a case differ by augmentation: give augment")
@@ -94,8 +95,11 @@ class PhaseModule(L.LightningModule):
         super().__init__()
         self.model, self.method, self.phase, self.run, self.cases, self.how = model, method, phase, run, cases, how
         self.tally = Tally()
-        self.shards = Shards(len(cases), how["batch_size"], 0)
-        self.shown: Cases | Pairs = Pairs(cases, same_places=phase.pairs == "same_places") if phase.pairs else cases
+        self.odds = balance(torch.from_numpy(np.array(cases.labels))) if phase.balanced else None
+        self.shards = Shards(len(cases), how["batch_size"], 0, self.odds)
+        self.shown: Cases | Pairs = cases
+        if phase.pairs:
+            self.shown = Pairs(cases, same_places=phase.pairs == "same_places", same_view=phase.pairs == "same_view")
         self.targets = {name: torch.from_numpy(np.array(rows)) for name, rows in cases.targets.items()}
         self.last: tuple[Output, Tensor] | None = None
 
@@ -108,7 +112,7 @@ class PhaseModule(L.LightningModule):
         seed = epoch_seed(self.how["seed"], self.phase.name, self.run.epochs)
         torch.manual_seed(seed)
         self.shown.set_epoch(1_000_000 + self.run.epochs)  # other draws than the cached views
-        self.shards = Shards(len(self.cases), self.how["batch_size"], seed)
+        self.shards = Shards(len(self.cases), self.how["batch_size"], seed, self.odds)
         pin = self.device.type == "cuda"
         return DataLoader(self.shown, batch_sampler=self.shards, num_workers=self.how["workers"], pin_memory=pin)  # type: ignore[arg-type]
 
@@ -125,7 +129,8 @@ class PhaseModule(L.LightningModule):
         draw = torch.Generator().manual_seed(epoch_seed(self.how["seed"], self.phase.name, self.run.epochs) + step)
         inputs, labels, more = self.method.prepare(inputs, labels, targets, draw)
         named = tuple(self.cases.ids[i] for i in rows.tolist()) if len(inputs) == len(rows) else ()
-        out = self.model(inputs).replace(targets=more, paired=bool(self.phase.pairs), cases=named)
+        numbers = self.phase.numbers(self.run.epochs)
+        out = self.model(inputs).replace(targets=more, paired=bool(self.phase.pairs), cases=named, scheduled=numbers)
         weights = self.phase.coefficients(self.method.weights(), self.run.epochs, step)
         loss, values = minimised(self.method, out, labels, weights)
         self.last = out, labels

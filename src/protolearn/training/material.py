@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from protolearn.core.model import PrototypeModel
+from protolearn.core.modes import evaluating
 from protolearn.core.necks import PrincipalAxes
 from protolearn.data.cases import Cases
 from protolearn.structures import Output, Tokens
@@ -165,11 +166,9 @@ def plain_outputs(
     With ``shard``, each process takes every ``size``-th case. With several ``views`` all cases come again for each one:
     first as they are, then as ``augmented`` draws them.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     step = slice(distributed.rank(), None, distributed.size()) if shard else slice(None)
     indices = torch.arange(len(cases))[step]
-    try:
+    with evaluating(model):
         for view in range(views):
             if store is not None:
                 for part in indices.split(batch_size):
@@ -181,6 +180,3 @@ def plain_outputs(
             loader = DataLoader(drawn, batch_size, sampler=indices.tolist(), num_workers=workers)
             for part, batch in zip(indices.split(batch_size), loader, strict=True):
                 yield part, model(batch.inputs.to(device))
-    finally:
-        for module, training in modes:
-            module.training = training

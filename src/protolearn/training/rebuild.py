@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from protolearn.core.method import Method, make_method, registered
 from protolearn.core.model import PrototypeModel
 from protolearn.core.scorer import Scorer, make_scorer
-from protolearn.errors import ModelFileError, ProtolearnError, UsageError
+from protolearn.errors import ModelFileError, ProtolearnError, UsageError, look_up
 from protolearn.training.untrusted import bounded_allocation, check_file
 
 _NAME_LIMIT = 1000
@@ -61,6 +61,24 @@ def build(path: Path, config: dict[str, Any], shapes: dict[str, Shape]) -> Proto
     model.method = method
     model.scorer = _read_scorer(path, config["metadata"].get("scorer"), shapes)
     return model
+
+
+def method_called(slug: str) -> type[Method]:
+    """Return a method's class by name, for rooms that do not know the pages.
+
+    Raises
+    ------
+    UsageError
+        If there is none; the nearest names are suggested.
+
+    Examples
+    --------
+    >>> method_called("protopnet").area
+    'parts'
+    """
+    from protolearn import methods as _pages  # noqa: F401  fills the registry
+
+    return look_up("method", slug, registered())
 
 
 def _read_scorer(path: Path, spec: Any, shapes: dict[str, Shape]) -> Scorer | None:

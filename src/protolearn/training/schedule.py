@@ -206,7 +206,8 @@ class Schedule:
             # an encoder that is, or was, trained makes other tokens than those that could be cached
             store = None if self._tokens_change(index + 1) else self.stores.validation_tokens()
             weights = phase.mean_coefficients(self.method.weights(), run.epochs)
-            scored = self.stores.judge(self.method, self.stores.validation, store, weights)
+            numbers = phase.numbers(run.epochs)
+            scored = self.stores.judge(self.method, self.stores.validation, store, weights, numbers)
             row |= {f"validation_{name}": scored[name] for name in ("loss", "accuracy")}
             watched = scored["loss"]
         progress.history.append(row)

@@ -105,10 +105,35 @@ def epoch_seed(seed: int, name: str, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()[:6], "big")
 
 
-def epoch_order(count: int, batch_size: int, seed: int) -> list[Tensor]:
-    """Return the batches of an epoch as index tensors."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return list(order.split(batch_size))
+def epoch_order(count: int, batch_size: int, seed: int, odds: Tensor | None = None) -> list[Tensor]:
+    """Return the batches of an epoch as index tensors.
+
+    Every case comes once; with ``odds`` ``(N,)`` cases are drawn in proportion to them with replacement, as many as
+    whole batches hold.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if odds is None:
+        return list(torch.randperm(count, generator=generator).split(batch_size))
+    whole = max(1, count // batch_size) * min(batch_size, count)
+    ends = odds.double().cumsum(0)
+    draws = torch.rand(whole, generator=generator, dtype=torch.float64) * ends[-1]
+    return list(torch.searchsorted(ends, draws, right=True).clamp_(max=count - 1).split(batch_size))
+
+
+def balance(labels: Tensor) -> Tensor | None:
+    """Return the odds ``(N,)`` that make a labelled case (label >= 0) and an unlabelled one equally likely.
+
+    None where there are cases of one kind only.
+
+    Examples
+    --------
+    >>> balance(torch.tensor([0, 1, -1, 0, 1]))
+    tensor([0.2500, 0.2500, 1.0000, 0.2500, 0.2500])
+    """
+    known = labels >= 0
+    if bool(known.all()) or not bool(known.any()):
+        return None
+    return torch.where(known, 1.0 / known.sum(), 1.0 / (~known).sum())
 
 
 def checked_pairs(pairs: Tensor, cases: int, prototypes: int, phase: str) -> Tensor:

@@ -119,9 +119,17 @@ class Stores:
 
     @torch.no_grad()
     def judge(
-        self, method: Method, cases: Cases, store: TokenStore | None, weights: Mapping[str, float] | None = None
+        self,
+        method: Method,
+        cases: Cases,
+        store: TokenStore | None,
+        weights: Mapping[str, float] | None = None,
+        numbers: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        """Return loss, terms and accuracy on un-augmented cases; ``weights`` are the coefficients of the loss."""
+        """Return loss, terms and accuracy on un-augmented cases.
+
+        ``weights`` are the coefficients of the loss, ``numbers`` what the phase has scheduled.
+        """
         counted = None if weights is None else frozenset(name for name, value in weights.items() if value != 0)
         tally, labels = Tally(), torch.from_numpy(cases.labels.copy())
         how = {"batch_size": self.how.batch_size, "workers": self.how.workers}
@@ -131,7 +139,7 @@ class Stores:
                 name: torch.from_numpy(rows[part.numpy()]).to(self.device) for name, rows in cases.targets.items()
             }
             named = tuple(cases.ids[i] for i in part.tolist())
-            out = out.replace(targets=targets, cases=named, counted=counted)
+            out = out.replace(targets=targets, cases=named, counted=counted, scheduled=numbers or {})
             tally.add(minimised(method, out, wanted, weights)[1], int((wanted >= 0).sum()))
         return tally.means()
 

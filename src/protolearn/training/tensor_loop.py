@@ -16,6 +16,7 @@ from protolearn.training.steps import (
     Run,
     Tally,
     after_step,
+    balance,
     epoch_order,
     epoch_seed,
     minimised,
@@ -59,10 +60,12 @@ def tensor_epoch(
     views = torch.randint(material.views, (len(labels),), generator=torch.Generator().manual_seed(this + 1))
     wanted = torch.from_numpy(np.array(labels)).to(device)
     more = {name: torch.from_numpy(np.array(rows)).to(device) for name, rows in (targets or {}).items()}
-    if phase.pairs and material.views < 2:
+    if phase.pairs not in (False, "same_view") and material.views < 2:
         raise UsageError(f"phase {phase.name!r} compares two views of each case: give augment, and views=2 or more")
     tally = Tally()
-    batches = epoch_order(len(labels if chosen is None else chosen), batch_size, this)
+    numbers = phase.numbers(run.epochs)
+    odds = balance(wanted.cpu()) if phase.balanced else None
+    batches = epoch_order(len(labels if chosen is None else chosen), batch_size, this, odds)
     for step, items in enumerate(batches):
         cases, about = items, None
         if chosen is not None:
@@ -70,13 +73,16 @@ def tensor_epoch(
             about = torch.stack([rows, chosen[items, 1]], 1).to(device)
         seen, shown = cases, views[cases]
         if phase.pairs:
-            seen, shown = torch.cat([cases, cases]), torch.cat([shown, other_views(shown, material.views)])
+            other = shown if phase.pairs == "same_view" else other_views(shown, material.views)
+            seen, shown = torch.cat([cases, cases]), torch.cat([shown, other])
         if phase.per == "step":
             set_rates(run, phase, model, step, len(batches))
         rows = seen.to(device)
         beside = {name: values[rows] for name, values in more.items()}
         named = tuple(ids[i] for i in seen.tolist()) if ids else ()
-        out = material(seen, shown).replace(targets=beside, paired=bool(phase.pairs), cases=named, chosen=about)
+        out = material(seen, shown).replace(
+            targets=beside, paired=bool(phase.pairs), cases=named, chosen=about, scheduled=numbers
+        )
         weights = phase.coefficients(method.weights(), run.epochs, step)
         loss, values = minimised(method, out, wanted[rows], weights)
         if about is not None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from protolearn.audit.agreement import Matching, cosines, matched, set_overlaps, top_sets, varying
 from protolearn.audit.bootstrap import mean_interval
+from protolearn.audit.cases import CaseValues
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.rows import CaseRows
 from protolearn.audit.subject import ModelSubject, Subject
 
 
@@ -37,21 +37,21 @@ class CrossRunStabilityMetric(Metric):
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self._rows = CaseRows()
+        self._cases = CaseValues()
 
     def update(self, seen: Seen) -> None:
         """Take in a batch; the second model is shown the same inputs."""
         twin = self.setting.twin
         assert twin is not None
         with twin.looking():
-            other = twin.look(seen.inputs.to(_device(twin, seen.inputs)), maps=False)
-        self._rows.add(seen.indices, one=seen.look.scores, other=other.scores)
+            other = twin.look(seen.inputs.to(twin.device), maps=False)
+        self._cases.add(seen.part, seen.indices, one=seen.look.scores, other=other.scores)
 
     def result(self) -> Score:
         """Return the mean likeness of matched prototypes."""
         subject, twin = self.setting.subject, self.setting.twin
         assert twin is not None
-        one, other = self._rows["one"], self._rows["other"]
+        one, other = (self._cases.of("cases", name) for name in ("one", "other"))
         live, twins = (_rows(scores, each) for scores, each in ((one, subject), (other, twin)))
         by_cases, chance = self._by_cases(one[:, live], other[:, twins])
         extras: dict[str, Any] = {
@@ -136,11 +136,6 @@ def _same_class(one: Subject, other: Subject, pairs: list[tuple[int, int]]) -> f
     ours, theirs = (one.ownership.cpu() > 0)[a][:, at], (other.ownership.cpu() > 0)[b][:, to]
     owned = ours.any(1) & theirs.any(1)
     return float((ours & theirs).any(1)[owned].double().mean()) if owned.any() else None
-
-
-def _device(subject: Subject, inputs: Tensor) -> torch.device:
-    held = next(iter([*subject.module.parameters(), *subject.module.buffers()]), inputs)
-    return held.device
 
 
 __all__ = ["CrossRunStabilityMetric", "same_embedding"]

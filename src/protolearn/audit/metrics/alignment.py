@@ -26,15 +26,11 @@ class Alignment(ByPart):
         """Return further figures of the labelled cases."""
         return {}
 
-    def own(self, labels: Tensor) -> Tensor:
-        """Return ``(N, P')`` bool: usable prototypes of each case's class; nothing of an unlabelled one."""
-        return self.owned.T[labels.clamp_min(0)] & (labels >= 0).unsqueeze(1)
-
     def judged(self, part: str) -> Tensor:
         """Return ``(N,)``, NaN for unlabelled cases."""
-        if part not in self.rows or not len(self.rows[part]):
+        if not self.values.count(part):
             return torch.zeros(0, dtype=torch.float64)
-        labels, scores = self.rows[part]["labels"], self.rows[part]["scores"].double()
+        labels, scores = self.values.of(part, "labels"), self.values.of(part, "scores").double()
         if not scores.shape[1]:
             return torch.full((len(labels),), float("nan"), dtype=torch.float64)
         return self.each(scores, labels).masked_fill(labels < 0, float("nan"))
@@ -42,12 +38,12 @@ class Alignment(ByPart):
     def of_cases(self, notes: tuple[str, ...]) -> Score:
         """Return the mean over labelled cases, and the same under shift beside it."""
         each = self.judged("cases")
-        value = mean_of(each)
+        value, labels = mean_of(each), self.values.of("cases", "labels")
         extras: dict[str, float | None] = {}
         if value is not None:
-            known = self.rows["cases"]["labels"] >= 0
-            extras |= self.more(self.rows["cases"]["scores"].double()[known], self.rows["cases"]["labels"][known])
-        if "shifted" in self.rows:
+            known = labels >= 0
+            extras |= self.more(self.values.of("cases", "scores").double()[known], labels[known])
+        if self.values.count("shifted"):
             after = self.judged("shifted")
             extras["under shift"] = mean_of(after)
             extras["change under shift"] = mean_of(after - each) if len(after) == len(each) else None
@@ -57,7 +53,7 @@ class Alignment(ByPart):
             over_cases=mean_interval(each, self.setting.generator),
             counts={
                 "cases judged": int((~each.isnan()).sum()),
-                "cases without a label": int((self.rows["cases"]["labels"] < 0).sum()) if "cases" in self.rows else 0,
+                "cases without a label": int((labels < 0).sum()),
                 "activations that count": min(self.top_k, int(self.setting.subject.usable.sum())),
             },
             extras=extras,

@@ -22,7 +22,7 @@ from protolearn.audit.calibration import (
 )
 from protolearn.audit.cases import CaseValues, numbers
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.selective import resampled_aurc, risk_coverage
+from protolearn.audit.risk_coverage import resampled_aurc, risk_coverage
 from protolearn.errors import DataError
 
 STEPS = 100

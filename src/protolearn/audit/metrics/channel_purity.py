@@ -9,7 +9,7 @@ import torch
 from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.channel_purity import channel_purity
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.top_cases import TopCases
+from protolearn.core.top_cases import TopCases
 from protolearn.errors import look_up
 
 SELECT = ("score", "sum")
@@ -59,7 +59,7 @@ class ChannelPurityMetric(Metric):
         """Return the mean over prototypes."""
         subject, top = self.setting.subject, self._top
         usable = subject.usable.cpu()
-        purity = top.kept["purity"].double()
+        purity = top.columns["purity"].double()
         real = top.found & ~purity.isnan()
         judged = real.any(1) & usable
         each = torch.where(real, purity, 0.0).sum(1) / real.sum(1).clamp_min(1)

@@ -9,28 +9,30 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import mean_interval, mean_of
+from protolearn.audit.cases import CaseValues
 from protolearn.audit.continuity import (
     Move,
     cropped,
     peak_pixels,
-    rank_correlation,
     region_overlap,
     shifted,
 )
+from protolearn.audit.correlation import rank_correlation
+from protolearn.audit.look import Look
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.rows import CaseRows, JudgedPairs
-from protolearn.audit.subject import Look
+from protolearn.audit.pairs import JudgedPairs
 from protolearn.errors import UsageError
 
 RANDOM = 4096
 """Pairs of random regions behind the level of chance."""
 
 
+@dataclass
 class PeakMetric(Metric):
     """Compares where prototypes of the predicted class peak in a picture and in an altered one."""
 
-    half_side: int
-    size: int
+    half_side: int = 36
+    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
@@ -39,7 +41,7 @@ class PeakMetric(Metric):
         self._overlap = JudgedPairs(cases, prototypes)
         self._distance = JudgedPairs(cases, prototypes)
         self._by: dict[str, list[float]] = {}
-        self._ranks = CaseRows()
+        self._ranks = CaseValues()
         self._counts = {"peaks compared": 0, "maps that are the same everywhere": 0, "peaks that left the picture": 0}
         self._counts["maps that became the same everywhere"] = 0
         self._grid = (0, 0)
@@ -73,7 +75,7 @@ class PeakMetric(Metric):
             found[0] += float(overlap.sum())
             found[1] += len(overlap)
         if ranks:
-            self._ranks.add(seen.indices, ranks=torch.stack(ranks, 1).nanmean(1))
+            self._ranks.add(seen.part, seen.indices, ranks=torch.stack(ranks, 1).nanmean(1))
 
     def _inside(self, peaks: Tensor) -> Tensor:
         """Return peaks half a cell from the border at least: enlarged maps peak at the very edge of a border cell."""
@@ -85,7 +87,6 @@ class PeakMetric(Metric):
         each = self._overlap.per_prototype
         value, draw = mean_of(each), self.setting.generator
         self._counts["peaks compared"] = len(self._overlap)
-        ranks = self._ranks["ranks"] if len(self._ranks) else torch.zeros(0)
         return Score(
             value,
             per_prototype=each,
@@ -95,7 +96,7 @@ class PeakMetric(Metric):
             counts={"prototypes judged": int((~each.isnan()).sum()), **self._counts},
             extras={
                 "distance of the peaks, share of the side": mean_of(self._distance.per_prototype),
-                "rank correlation of the scores over prototypes": mean_of(ranks),
+                "rank correlation of the scores over prototypes": mean_of(self._ranks.of("cases", "ranks")),
                 "overlap of two regions laid at random": self._chance(),
                 "overlap by alteration": {name: total / n if n else None for name, (total, n) in self._by.items()},
             },
@@ -136,9 +137,6 @@ class PeakMetric(Metric):
 class ContinuityMetric(PeakMetric):
     """Whether a prototype points at the same place when the picture hardly changes; needs no annotation."""
 
-    half_side: int = 36
-    size: int = 224
-
     def update(self, seen: Seen) -> None:
         """Take in a batch and its noisy versions."""
         self.compare(seen, (("noise", look, Move()) for look in seen.noisy))
@@ -167,8 +165,6 @@ class ContinuityMetric(PeakMetric):
 class MovesMetric(PeakMetric):
     """Whether a prototype stays with its place in the object when the picture moves; needs no annotation."""
 
-    half_side: int = 36
-    size: int = 224
     pixels: int = 8
     crop: float = 0.9
 

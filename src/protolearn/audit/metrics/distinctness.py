@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import interval_of, mean_interval, mean_of
+from protolearn.audit.cases import CaseValues
+from protolearn.audit.correlation import standard_rows, unit_rows
 from protolearn.audit.distinctness import (
     Likeness,
     likeness,
     mean_over_pairs,
     mean_squared_distance,
     orthogonality,
-    standard_rows,
-    unit_rows,
 )
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.rows import CaseRows
 
 CASE_DRAWS = 500
 """Resamplings of cases behind the interval of a correlation: each asks for every pair again."""
@@ -188,15 +187,15 @@ class EvidenceCorrelationMetric(PairMetric):
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self._rows = CaseRows()
+        self._cases = CaseValues()
 
     def update(self, seen: Seen) -> None:
         """Take in a batch."""
-        self._rows.add(seen.indices, scores=seen.look.scores)
+        self._cases.add(seen.part, seen.indices, scores=seen.look.scores)
 
     def result(self) -> Score:
         """Return the mean correlation of two prototypes."""
-        scores = self._rows["scores"].double()
+        scores = self._cases.of("cases", "scores").double()
         units, real = standard_rows(scores.T)
         _, parts = self.scored(units, real, without="prototypes whose score never changes", like="correlation")
         kept = scores[:, real & self.setting.subject.usable.cpu()]

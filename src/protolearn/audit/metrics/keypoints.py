@@ -66,11 +66,12 @@ class _Division:
         return other
 
 
+@dataclass
 class KeypointAgreement(Metric):
     """What both figures have in common: the division of key points among prototypes."""
 
-    among: str
-    size: int
+    among: str = "auto"
+    size: int = 224
     figure: ClassVar[str]
 
     def start(self, setting: Setting) -> None:
@@ -190,8 +191,6 @@ class KeypointAgreement(Metric):
 class KeypointNMI(KeypointAgreement):
     """Whether knowing a key point's prototype tells its part, and the other way round."""
 
-    among: str = "auto"
-    size: int = 224
     figure = "nmi"
 
 
@@ -211,6 +210,4 @@ class KeypointNMI(KeypointAgreement):
 class KeypointARI(KeypointAgreement):
     """Whether two key points share a prototype when, and only when, they are of one part."""
 
-    among: str = "auto"
-    size: int = 224
     figure = "ari"

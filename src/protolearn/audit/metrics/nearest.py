@@ -9,9 +9,10 @@ from torch import Tensor
 
 from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
+from protolearn.audit.nearest import nearest_places
 from protolearn.audit.redundancy import same_source
 from protolearn.audit.subject import ModelSubject
-from protolearn.audit.top_cases import TopCases, best_places
+from protolearn.core.top_cases import TopCases
 
 
 @metric(
@@ -40,7 +41,7 @@ class SharedSourcesMetric(Metric):
     def update(self, seen: Seen) -> None:
         """Take in a batch."""
         self._part = seen.part
-        values, places = best_places(seen.look)
+        values, places = nearest_places(seen.look)
         self._top.update(values, seen.indices, place=places)
 
     def result(self) -> Score:
@@ -49,7 +50,7 @@ class SharedSourcesMetric(Metric):
         live = subject.usable.cpu() & top.found[:, 0]
         judged = live & ~top.constant
         rows = judged.nonzero().squeeze(1)
-        at = torch.stack([top.cases[rows, 0], top.kept["place"][rows, 0]], 1)
+        at = torch.stack([top.cases[rows, 0], top.columns["place"][rows, 0]], 1)
         _, which, size = torch.unique(at, dim=0, return_inverse=True, return_counts=True)
         shared = torch.full((len(judged),), float("nan"), dtype=torch.float64)
         shared[rows] = (size[which] > 1).double() if len(rows) else shared[rows]
@@ -117,7 +118,7 @@ class NeighbourPurityMetric(Metric):
 
     def update(self, seen: Seen) -> None:
         """Take in a batch of training cases."""
-        values, _ = best_places(seen.look)
+        values, _ = nearest_places(seen.look)
         known = (seen.labels >= 0).unsqueeze(1)
         self._cases += int(known.sum())
         labels = seen.labels.unsqueeze(1).expand(values.shape)
@@ -128,7 +129,7 @@ class NeighbourPurityMetric(Metric):
         subject, top = self.setting.subject, self._top
         ownership = subject.ownership.cpu()
         found = top.found
-        labels = top.kept["label"].where(found, 0) if top.kept else torch.zeros_like(top.cases)
+        labels = top.columns["label"].where(found, 0) if top.columns else torch.zeros_like(top.cases)
         own = ((ownership.gather(1, labels) > 0) & found).sum(1).double()
         some = found.any(1) & subject.usable.cpu() & ~top.constant
         owned = (ownership > 0).any(1)

@@ -6,15 +6,16 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import mean_interval, mean_of
+from protolearn.audit.look import Look
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.audit.object_parts import consistency_of, keeps_to_a_part, part_hits
-from protolearn.audit.pairs import PairList, Pairs
-from protolearn.audit.subject import Look
+from protolearn.audit.pairs import PairList, Pairs, mean_rate
 
 NOTHING = "No prototype has a case of its class: there is nothing to judge by."
 SOURCE = "EvalProtoPNet (Huang et al., ICCV 2023), numbers from its authors' code"
@@ -159,16 +160,12 @@ class HitStability(PartHits):
         empty = judged & (pairs.total(hits) <= 0).all(1)
         draw = self.setting.generator
 
-        def score(same: Tensor, looked: Tensor) -> Tensor:
-            rates = (same / looked.clamp_min(1)).squeeze(2)  # 0 where a prototype was not drawn
-            return 100.0 * rates.sum(1) / (looked.squeeze(2) > 0).sum(1)
-
         share = float(empty.sum() / judged.sum()) if judged.any() else 0.0
         return Score(
             value,
             per_prototype=each,
             over_prototypes=mean_interval(each, draw),
-            over_cases=pairs.interval(score, draw, same, pairs.each()) if value is not None else None,
+            over_cases=pairs.interval(mean_rate, draw, 100.0 * same, pairs.each()) if value is not None else None,
             counts={
                 "prototypes judged": int(judged.sum()),
                 "prototypes without a case of their class": int((~judged & self.setting.subject.usable.cpu()).sum()),
@@ -185,15 +182,24 @@ class HitStability(PartHits):
         )  # fmt: skip
 
 
+_clean: WeakKeyDictionary[Seen, dict[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
 class BoxHits(PartHits):
     """The region is a square around the peak of the map."""
 
     half_side: int
 
     def hits(self, maps: Tensor, counted: Tensor, seen: Seen) -> Tensor:
-        """Return ``(B, P, N)`` bool."""
-        points = seen.marks.points_at(self.size)
-        return part_hits(maps, counted, points, seen.marks.visible, size=self.size, half_side=self.half_side)
+        """Return ``(B, P, N)`` bool; those of the maps as they are, without noise, are found once for all metrics."""
+        kept = _clean.setdefault(seen, {}) if maps is seen.look.maps else {}
+        region = (self.size, self.half_side)
+        if region not in kept:
+            points = seen.marks.points_at(self.size)
+            kept[region] = part_hits(
+                maps, counted, points, seen.marks.visible, size=self.size, half_side=self.half_side
+            )
+        return kept[region]
 
     def about_region(self) -> str:
         """Return a sentence on how large the region is beside a cell."""

@@ -11,16 +11,8 @@ from torch import Tensor
 from protolearn.audit.bootstrap import mean_interval, mean_of
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
 from protolearn.audit.pairs import Pairs
-from protolearn.audit.purity import (
-    Purity,
-    TopCases,
-    cell_patches,
-    in_patches,
-    merged,
-    merged_sides,
-    peak_cells,
-    purity_of,
-)
+from protolearn.audit.purity import Purity, cell_patches, in_patches, merged, merged_sides, peak_cells, purity_of
+from protolearn.core.top_cases import TopCases
 from protolearn.errors import UsageError
 
 SOURCE = "PIP-Net (Nauta et al., CVPR 2023), numbers from its authors' code"
@@ -28,12 +20,13 @@ NOTHING = "No prototype has a case with a visible part to be judged by: see coun
 PATCH = "a patch is a square of 32 pixels of 224 at the best cell; left and right are one part"
 
 
+@dataclass
 class PatchPurity(Metric):
     """What both forms of purity have in common: everything but which cases a prototype is judged by."""
 
-    weight: float
-    side: int
-    size: int
+    weight: float = 1e-5
+    side: int = 32
+    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
@@ -181,23 +174,20 @@ class PurityMetric(PatchPurity):
     """Whether the pictures that show a prototype best all show the same part there."""
 
     k: int = 10
-    weight: float = 1e-5
-    side: int = 32
-    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self._top = TopCases(self.k)
+        self._top = TopCases(len(setting.subject.ids), self.k)
 
     def keep(self, scores: Tensor, eligible: Tensor, case: Tensor, cell: Tensor) -> None:
         """Keep the best cases of each prototype."""
-        self._top.update(scores, eligible, case, cell)
+        self._top.update(scores.masked_fill(~eligible, float("-inf")), case, cell=cell)
 
     def kept(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best cases of each prototype."""
-        filled = self._top.scores > float("-inf")
-        return self._top.case[filled], filled.nonzero(as_tuple=True)[1], self._top.cell[filled]
+        filled = self._top.found.T  # the best of every prototype first
+        return self._top.cases.T[filled], filled.nonzero(as_tuple=True)[1], self._top.columns["cell"].T[filled]
 
     def more_notes(self, kept: Tensor) -> tuple[str, ...]:
         """Say how many prototypes are judged by fewer cases."""
@@ -224,9 +214,6 @@ class PurityAllMetric(PatchPurity):
     """Whether every picture in which a prototype is present shows the same part there."""
 
     threshold: float = 0.5
-    weight: float = 1e-5
-    side: int = 32
-    size: int = 224
 
     def start(self, setting: Setting) -> None:
         """Get ready."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from protolearn.audit.look import Look
 from protolearn.audit.metric import About, Seen, Setting, metric
 from protolearn.audit.metrics.object_parts import HitConsistency, HitStability, PartHits
-from protolearn.audit.object_parts import disturb
+from protolearn.audit.noise import disturb_each
 from protolearn.audit.segmented import segment_hits
-from protolearn.audit.subject import Look
 
 SOURCE = "ScaleProtoSeg (Porta et al., WACV 2025), on key points and pictures of one label"
 AREA = "region: the bicubic map above its own 0.8 quantile, at 224 pixels; a part is hit where its key point's pixel "
@@ -96,14 +96,6 @@ class SegmentStability(HitStability, AreaHits):
         """Yield looks under noise that depends on the seed, the draw and the case alone, not on the batch."""
         subject, cases = self.setting.subject, self.setting.counts.get(seen.part, 0)
         for draw in range(self.setting.draws):
-            shaken = [
-                disturb(
-                    seen.inputs[k : k + 1],
-                    std=self.std,
-                    limit=float("inf"),
-                    generator=torch.Generator().manual_seed(self._root + draw * cases + index),
-                )
-                for k, index in enumerate(seen.indices.tolist())
-            ]
+            seeds = [self._root + draw * cases + index for index in seen.indices.tolist()]
             with subject.looking():
-                yield subject.look(torch.cat(shaken))
+                yield subject.look(disturb_each(seen.inputs, seeds, std=self.std, limit=float("inf")))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from protolearn.audit.bootstrap import interval_of, mean_interval, mean_of
+from protolearn.audit.cases import CaseValues
+from protolearn.audit.correlation import row_correlation
 from protolearn.audit.metric import About, Metric, Score, Seen, Setting, metric
-from protolearn.audit.rows import CaseRows
 from protolearn.audit.shift import (
     activation_consistency,
-    activation_correlation,
     activation_distance_share,
     contribution_change,
     shift_agreement,
@@ -29,7 +29,7 @@ class ByPart(Metric):
     def start(self, setting: Setting) -> None:
         """Get ready."""
         super().start(setting)
-        self.rows: dict[str, CaseRows] = {}
+        self.values = CaseValues()
 
     def columns(self, seen: Seen) -> dict[str, Tensor]:
         """Return what is kept of a batch."""
@@ -37,28 +37,32 @@ class ByPart(Metric):
 
     def update(self, seen: Seen) -> None:
         """Take in a batch."""
-        self.rows.setdefault(seen.part, CaseRows()).add(seen.indices, **self.columns(seen))
+        self.values.add(seen.part, seen.indices, **self.columns(seen))
 
-    def both(self) -> tuple[CaseRows, CaseRows]:
-        """Return the cases as they were and under shift.
+    def both(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return a column of the cases as they were and under shift.
 
         Raises
         ------
         DataError
             If they are not as many.
         """
-        clean, other = (self.rows.get(part, CaseRows()) for part in ("cases", "shifted"))
-        if len(clean) != len(other):
+        clean, other = (self.values.count(part) for part in ("cases", "shifted"))
+        if clean != other:
             raise DataError(
-                f"{len(clean)} cases and {len(other)} under shift: shifted= must hold the same cases in the same order"
+                f"{clean} cases and {other} under shift: shifted= must hold the same cases in the same order"
             )
-        return clean, other
+        return self.values.of("cases", name), self.values.of("shifted", name)
 
     @property
     def owned(self) -> Tensor:
         """``(P', C)`` bool: which classes own each usable prototype."""
         subject = self.setting.subject
         return (subject.ownership[subject.usable] > 0).cpu()
+
+    def own(self, labels: Tensor) -> Tensor:
+        """Return ``(N, P')`` bool: usable prototypes of each case's class; nothing of an unlabelled one."""
+        return self.owned.T[labels.clamp_min(0)] & (labels >= 0).unsqueeze(1)
 
     def sizes(self, labels: Tensor) -> Tensor:
         """Return ``(N, P')``: weight of each usable prototype for each case's class; an unlabelled case gets any."""
@@ -86,8 +90,7 @@ class ActivationConsistencyMetric(ByPart):
 
     def result(self) -> Score:
         """Return the mean cosine."""
-        clean, other = self.both()
-        one, two = clean["scores"].double(), other["scores"].double()
+        one, two = (scores.double() for scores in self.both("scores"))
         each = activation_consistency(one, two)
         draw = self.setting.generator
         judged = ~each.isnan()
@@ -120,7 +123,7 @@ class ActivationConsistencyMetric(ByPart):
                 if len(one) > 1
                 else None,
                 "1 - distance over length": mean_of(activation_distance_share(one, two)),
-                "correlation over prototypes": mean_of(activation_correlation(one, two)),
+                "correlation over prototypes": mean_of(row_correlation(one, two)),
             },
             notes=(
                 "Scores that are never negative have a high cosine in any two cases: compare with no relation.",
@@ -156,8 +159,7 @@ class ShiftAgreementMetric(ByPart):
 
     def result(self) -> Score:
         """Return the share of predictions that stay."""
-        clean, other = self.both()
-        found = shift_agreement(clean["logits"], other["logits"], clean["probabilities"], other["probabilities"])
+        found = shift_agreement(*self.both("logits"), *self.both("probabilities"))
         same = found.same.double()
         extras = {
             "cosine of the logits, mean": mean_of(found.logit_cosine),
@@ -166,10 +168,9 @@ class ShiftAgreementMetric(ByPart):
             "confidence before, mean": mean_of(found.before),
             "confidence under shift, mean": mean_of(found.after),
         }
-        labels = clean["labels"]
+        labels = self.values.of("cases", "labels")
         if self.setting.subject.weights is not None and self.owned.any() and bool((labels >= 0).any()):
-            own = self.owned.T[labels.clamp_min(0)] & (labels >= 0).unsqueeze(1)
-            change = contribution_change(clean["scores"], other["scores"], self.sizes(labels).abs(), own)
+            change = contribution_change(*self.both("scores"), self.sizes(labels).abs(), self.own(labels))
             extras["relative change of the true class's evidence, mean"] = mean_of(change)
         return Score(
             mean_of(same),

@@ -34,9 +34,10 @@ from protolearn.core.measures import dot
 from protolearn.core.method import Choose, Initialise, Method, Phase, Recipe, Train, TrainingTokens, register
 from protolearn.core.model import PrototypeModel
 from protolearn.core.pooling import mean_pool
-from protolearn.core.purity import Exemplars, Ranking, UnrankedCase, peaks, purity_of
+from protolearn.core.purity import Exemplars, Ranking, peaks, purity_of
 from protolearn.core.rotation import ChannelRotation, FoldedLinear, RotationKind
 from protolearn.core.settings import above, at_least, require
+from protolearn.core.top_cases import UnrankedCase
 from protolearn.errors import DataError, UsageError
 from protolearn.objectives.classification import cross_entropy
 from protolearn.structures import Output

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from protolearn.audit.selective import aurc_of, resampled_aurc, risk_coverage
+from protolearn.audit.risk_coverage import aurc_of, resampled_aurc, risk_coverage
 from protolearn.errors import UsageError
 
 

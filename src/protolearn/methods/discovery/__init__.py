@@ -1,0 +1,1 @@
+"""Generalized category discovery: known classes keep their labels, new ones are found among unlabelled cases."""
