@@ -145,6 +145,11 @@ SMALL: dict[str, Small] = {
          "epochs": 20, "hard_epochs": 10, "encoder_rate": None},
         wrong={"dropout": 1.0},
     ),
+    "palm": Small(
+        {"encoder_rate": None, "two_views": False, "start": "k_means", "dim": 16, "hidden": 64, "momentum": 0.9,
+         "epochs": 30, "warmup": 2, "neck_rate": 0.1},
+        wrong={"momentum": 1.1},
+    ),
     # of four quarters the one that is most like a prototype decides: hard for means, better where borders are learned
     "nearest-class-mean": Small({"prototypes_per_class": 4}, accuracy=0.15, wrong={"scale": 0.0}),
     "rbf-network": Small({"prototypes_per_class": 6}, accuracy=0.4, wrong={"ridge": -1.0}),
