@@ -26,6 +26,7 @@ NAMES = (
     "startup",
     "tables",
     "novelty",
+    "discovery",
 )
 HERE = Path(__file__).resolve().parent
 TABLE = ("<!-- table: written by python -m benchmarks -->", "<!-- end of table -->")
