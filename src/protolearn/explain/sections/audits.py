@@ -47,8 +47,9 @@ def _opening(found: AuditResult) -> str:
         low, high = found.classified.interval or (0.0, 1.0)
         right += f" (95 %: {100 * low:.1f} to {100 * high:.1f}); every figure below is to be read beside that."
     given = ", ".join(f"{count} as {name}" for name, count in cases.items())
+    warned = "".join(f'<p class="notice">{text(each)}</p>' for each in found.warnings())
     return (
-        f"<p>{len(found.cases)} cases were audited ({text(given)}; seed {text(found.facts.get('seed'))}). {right} "
+        f"{warned}<p>{len(found.cases)} cases were audited ({text(given)}; seed {text(found.facts.get('seed'))}). {right} "
         "An interval says how far a figure would move with other prototypes of this kind, or with other cases of this "
         "kind; it says nothing about another training of the model, nor about data of another kind. The model was not "
         "changed by the audit.</p>"
