@@ -50,8 +50,10 @@ def _opening(found: AuditResult) -> str:
         right += f" (95 %: {100 * low:.1f} to {100 * high:.1f}); every figure below is to be read beside that."
     others = [f"{count} {OTHERS.get(name, name)}" for name, count in cases.items() if name != "cases"]
     beside = f", with {' and '.join(others)} for metrics that need them" if others else ""
+    warned = "".join(f'<p class="notice">{text(each)}</p>' for each in found.warnings())
+    seed = text(found.facts.get("seed"))
     return (
-        f"<p>{len(found.cases)} cases were audited{text(beside)} (seed {text(found.facts.get('seed'))}). {right} "
+        f"{warned}<p>{len(found.cases)} cases were audited{text(beside)} (seed {seed}). {right} "
         "An interval (95 %) says how far a figure would move with other prototypes of this kind, or with other cases "
         "of this kind; it says nothing about another training of the model, nor about data of another kind. The model "
         "was not changed by the audit.</p>"
