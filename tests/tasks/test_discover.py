@@ -81,9 +81,12 @@ def test_the_same_seed_finds_the_same_and_the_encoder_stays() -> None:
     assert torch.equal(found[0].rows, found[1].rows) and found[0].to_json() == found[1].to_json()
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     model = get_method("protopnet")(prototypes_per_class=1, dim=8).build(encoder, 6)
-    for kind in ("encoded", "embedded"):
+    for kind, width in (("encoded", 8), ("embedded", 8), ("evidence", 6), ("auto", 6)):
         through = discover(model, labelled, cases.subset(range(60, 120)), classes=10, draws=0, features=kind)
-        assert through.facts["features"] == kind and through.centres.shape == (10, 8)
+        assert through.facts["features"] == (kind if kind != "auto" else "evidence")
+        assert through.centres.shape == (10, width)
+    whole = get_method("harmonic")(encoder_rate=None).build(encoder, 6)
+    assert discover(whole, labelled, cases.subset(range(60, 120)), classes=10, draws=0).facts["features"] == "embedded"
 
 
 def test_a_planted_cluster_is_more_stable_than_a_split_of_one() -> None:
@@ -137,7 +140,7 @@ def test_odd_data_is_named() -> None:
         discover(encoder, labelled, free, classes=3)
     with pytest.raises(UsageError, match="ask for fewer"):
         discover(encoder, labelled, free.subset(range(3)), classes=20)
-    with pytest.raises(UsageError, match="encoded or embedded"):
+    with pytest.raises(UsageError, match="encoded, embedded, evidence"):
         discover(encoder, labelled, free, features="raw")
 
     class Broken(FeatureEncoder):

@@ -268,7 +268,10 @@ def _discover(parser: Any) -> None:
     )
     parser.add_argument("--apart", action="store_true", help="the unlabelled cases are of new classes only")
     parser.add_argument(
-        "--features", default="encoded", choices=["encoded", "embedded"], help="before the model's neck, or after it"
+        "--features",
+        default="auto",
+        choices=["auto", "encoded", "embedded", "evidence"],
+        help="of the model: tokens before its neck, after it, or how much of each prototype is found (default: auto)",
     )
     parser.add_argument(
         "--draws", type=int, default=10, help="that say how stable a cluster is; 0 = none (default: 10)"

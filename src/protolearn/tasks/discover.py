@@ -36,6 +36,7 @@ from protolearn.training.rebuild import method_called
 SSK_MEANS = "ssk_means"
 AREA = "discovery"
 """Methods of this area take labelled and unlabelled cases."""
+FEATURES = ("auto", "encoded", "embedded", "evidence")
 SHOWN, DOUBTFUL, BESIDE = 12, 4, 5
 """Typical and doubtful cases, and labelled ones beside them, named for each cluster."""
 SHARE = 0.8
@@ -52,7 +53,7 @@ def discover(
     criterion: Criterion = "accuracy",
     high: int | None = None,
     move: Move = "all",
-    features: str = "encoded",
+    features: str = "auto",
     unit: bool = True,
     draws: int = 10,
     settings: Mapping[str, Any] | None = None,
@@ -82,8 +83,10 @@ def discover(
     move : {"all", "new", "apart"}
         For ``ssk_means``, see :func:`~protolearn.core.discovery.seeded_k_means`. ``apart``: unlabelled cases are of
         new classes only.
-    features : {"encoded", "embedded"}
-        Of a model: before its neck, or after it, where prototypes are compared.
+    features : {"auto", "encoded", "embedded", "evidence"}
+        Of a model: mean of the tokens before its neck, or after it, where prototypes are compared; or how much of each
+        prototype is found, which keeps what single places look like. ``auto``: evidence where an input has several
+        tokens, else embedded.
     unit : bool
         Scale features to unit length.
     draws : int
@@ -140,7 +143,7 @@ def discover(
         "data": str(getattr(unlabelled, "name", "unlabelled cases")),
         "known": str(getattr(labelled, "name", "labelled cases")),
         "method": method,
-        "features": features if isinstance(model, PrototypeModel) else type(model).__name__,
+        "features": desk.features if isinstance(model, PrototypeModel) else type(model).__name__,
         "unit": unit,
         "move": move if method == SSK_MEANS else None,
         "cases": {"labelled": len(desk.known_ids), "unlabelled": len(desk.free_ids)},
@@ -195,8 +198,8 @@ class _Desk:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.features not in ("encoded", "embedded"):
-            raise UsageError(f"features are encoded or embedded, got {self.features!r}")
+        if self.features not in FEATURES:
+            raise UsageError(f"features are {', '.join(FEATURES)}, got {self.features!r}")
         given = np.asarray(self.labelled.labels, dtype=np.int64)
         kept = np.flatnonzero(given >= 0)
         if not len(kept):
@@ -242,7 +245,13 @@ class _Desk:
     def _of(self, inputs: Tensor) -> Tensor:
         if not isinstance(self.model, PrototypeModel):
             return pooled(self.model(inputs))
+        if self.features == "evidence":
+            return self.model(inputs).evidence
         tokens = self.model.encode(inputs)
+        if self.features == "auto":
+            several = self.model.embed(tokens).values.shape[1] > 1
+            self.features = "evidence" if several else "embedded"
+            return self._of(inputs)
         return pooled(tokens if self.features == "encoded" else self.model.embed(tokens))
 
     # -- methods --------------------------------------------------------------------------------------------------
