@@ -6,6 +6,7 @@ READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 PEERS  := .venv-peers
 LVQ    := .venv-prototorch
+PML    := .venv-metric-learning
 OOD    := .venv-ood
 BENCH  ?=
 PYTEST ?= -n 2 --dist loadfile
@@ -76,6 +77,13 @@ $(LVQ)/.ready: $(READY)
 		prototorch==0.7.6 prototorch-models==0.7.1 'setuptools<80'
 	@touch $@
 
+$(PML)/.ready: $(READY)
+	@test -x $(PML)/bin/python || $(PYTHON) -m venv $(PML)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PML)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@$(PML)/bin/python -m pip install -qq --upgrade-strategy only-if-needed pytorch-metric-learning==2.9.0
+	@touch $@
+
 $(OOD)/.ready: $(READY)
 	@test -x $(OOD)/bin/python || $(PYTHON) -m venv $(OOD)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
@@ -86,13 +94,14 @@ $(OOD)/.ready: $(READY)
 bench: $(READY)  ## the speed table of benchmarks/README.md
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-bench-peers: $(READY) $(PEERS)/.ready $(LVQ)/.ready $(OOD)/.ready  ## the same beside CaBRNet, prototorch and pytorch-ood
-	@CABRNET_PYTHON=$(PEERS)/bin/python PROTOTORCH_PYTHON=$(LVQ)/bin/python PYTORCH_OOD_PYTHON=$(OOD)/bin/python \
+bench-peers: $(READY) $(PEERS)/.ready $(LVQ)/.ready $(PML)/.ready $(OOD)/.ready  ## the same beside CaBRNet and others
+	@CABRNET_PYTHON=$(PEERS)/bin/python PROTOTORCH_PYTHON=$(LVQ)/bin/python METRIC_LEARNING_PYTHON=$(PML)/bin/python \
+		PYTORCH_OOD_PYTHON=$(OOD)/bin/python \
 		$(BIN)/python -m benchmarks $(BENCH)
 
 build: $(READY)  ## wheel and source archive into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:  ## remove what make made, the environment included
-	rm -rf $(VENV) $(PEERS) $(LVQ) $(OOD) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(LVQ) $(PML) $(OOD) build dist site demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ NAMES = (
     "last_layer",
     "maps",
     "audits",
+    "contrastive",
     "batch_job",
     "startup",
     "tables",

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,7 @@ def test_no_pickle_anywhere() -> None:
     assert not names(wrong)
 
 
+@cache
 def code_of(file: Path) -> str:
     """Return a file's code without comments and docstrings, which may cite a paper as the source of a formula."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("CABRNET_PYTHON", "PROTOTORCH_PYTHON", "PYTORCH_OOD_PYTHON")
+        if name not in ("CABRNET_PYTHON", "METRIC_LEARNING_PYTHON", "PROTOTORCH_PYTHON", "PYTORCH_OOD_PYTHON")
     }
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=env)

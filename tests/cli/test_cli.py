@@ -822,3 +822,72 @@ def test_whatif_refuses(capsys: pytest.CaptureFixture[str], folder: Path) -> Non
         Told(capsys, "whatif", folder, "digits", "--reweight", wrong).failed(2, "WHO=FACTOR")
     Told(capsys, "whatif", folder, "digits", "--reweight", "5=-1").failed(2, "at least 0")
     Told(capsys, "whatif", folder, "digits", "--reweight", "5=1", "5=2").failed(2, "names 5 twice")
+
+
+def test_characteristics(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path) -> None:
+    from protolearn.cli.shared import parts
+    from protolearn.explain.described import characterise
+
+    common = ["characteristics", folder, "digits", "--cases", 20, "--only", "contrast,shape", "--device", "cpu"]
+    told = Told(capsys, *common)
+    assert told.code == 0, told.err
+    model = load(folder)
+    found = characterise(model, *parts(model, "digits"), names=("contrast", "shape"), most=20)
+    for key, owner in zip(found.train.prototypes, found.owners, strict=True):
+        assert f"prototype {key} ({owner}): {found.words(key)}\n" in told.out
+    assert "20 of 1438 training pictures altered" in told.out
+    whole = Told(capsys, *common, "--json", "--pictures", picture).json
+    assert whole["prototypes"] == json.loads(json.dumps(found.rows()))
+    assert [match["case"] for match in whole["matches"]] == ["seven.png"] * 3
+    asked = Told(capsys, *common, "--pictures", picture, "--matches", 1, "--out", tmp_path / "why.html", "--quiet")
+    assert asked.out.startswith("seven.png: ") and len(asked.out.splitlines()) == 1
+    assert "seven.png where prototype" in (tmp_path / "why.html").read_text()
+    Told(capsys, *common, "--out", "why.txt").failed(2, ".html, .json, .csv")
+    Told(capsys, *common[:3], "--only", "colour").failed(2, "no alteration")
+    Told(capsys, *common[:3], "--cases", "-1").failed(2, "--cases")
+
+
+def test_correct(capsys: pytest.CaptureFixture[str], folder: Path, picture: Path, tmp_path: Path) -> None:
+    from protolearn.explain.edits import Interaction
+    from protolearn.explain.interact import interact
+
+    model, test = load(folder), digits("test")
+    before = interact(model, test, Interaction(), [7])[0].before
+    edits = Interaction().reject(before.predicted).negative((0, 0, 4, 8))
+    path = edits.save(tmp_path / "edits.json")
+    wanted = interact(model, test, edits, [7])[0]
+    command = ["correct", folder, picture, "--edits", path, "--out", tmp_path / "out"]
+    told = Told(capsys, *command)
+    assert told.code == 0, told.err
+    old, new = (model.classes[e.predicted] for e in (wanted.before, wanted.after))
+    assert told.out.startswith(f"seven.png: {old} ({wanted.before.probability:.2f}) -> {new} (")
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [f"corrected.{x}" for x in ("html", "json", "png")]
+    found = Told(capsys, *command, "--json", "--formats", "json", "--target", "3").json
+    assert found["logits"][1] == pytest.approx(wanted.logits_after.tolist(), abs=1e-4)
+    assert (found["before"]["target"], found["after"]["target"]) == (3, 3)
+    Told(capsys, *command, "--formats", "pdf").failed(2, "no 'pdf'")
+    mean = Interaction(absent="mean").reject(0).save(tmp_path / "mean.json")
+    Told(capsys, "correct", folder, picture, "--edits", mean).failed(2, "--data")
+    done = Told(capsys, "correct", folder, picture, "--edits", mean, "--data", "digits", "--out", tmp_path / "mean")
+    assert done.code == 0, done.err
+    (tmp_path / "bad.json").write_text("{}")
+    Told(capsys, "correct", folder, picture, "--edits", tmp_path / "bad.json").failed(1, "no log of edits")
+    Told(capsys, "correct", folder, "digits", "--edits", path).failed(2, "one picture")
+
+
+def test_report_with_audit_and_characteristics(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    test = tmp_path / "digits"
+    for label in range(2):
+        place = test / str(label)
+        place.mkdir(parents=True)
+        for i in np.flatnonzero(digits("test").labels == label)[:4].tolist():
+            digits("test").picture(i).save(place / f"{i}.png")
+    out = tmp_path / "r.html"
+    command = ["report", folder, test, "--out", out, "--audit", "completeness,global_size", "--characteristics"]
+    told = Told(capsys, *command, "--device", "cpu", "--quiet")
+    assert told.code == 0, told.err
+    html = out.read_text(encoding="utf-8")
+    assert 'id="audit"' in html and 'id="characteristics"' in html
+    Told(capsys, *command[:-3], "--audit", "completness").failed(2, "did you mean 'completeness'")

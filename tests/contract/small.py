@@ -140,6 +140,11 @@ SMALL: dict[str, Small] = {
         accuracy=0.25,
         wrong={"dropout": 1.0},
     ),
+    "palm": Small(
+        {"encoder_rate": None, "two_views": False, "start": "k_means", "dim": 16, "hidden": 64, "momentum": 0.9,
+         "epochs": 30, "warmup": 2, "neck_rate": 0.1},
+        wrong={"momentum": 1.1},
+    ),
     "protogcd": Small(
         {"hidden": 32, "projection": 16, "neck": "linear", "views": "dropout", "dropout": 0.1, "init": "means",
          "epochs": 20, "hard_epochs": 10, "encoder_rate": None},

@@ -143,6 +143,7 @@ def test_wrong_requests() -> None:
         ({"name": "ash", "percentile": 100.0}, "percentile must"),
         ({"name": "ash", "kind": "q"}, "kind must be"),
         ({"name": "vim", "dim": -1}, "dim must be"),
+        ({"name": "ssd", "centre": "median"}, "centre must be"),
     ):
         with pytest.raises(UsageError, match=words):
             make_scorer(spec)

@@ -279,3 +279,9 @@ def test_merging_components_without_weight() -> None:
     assert merged.log_weights.tolist() == [-math.inf, 0.0]
     with pytest.raises(ValueError, match="at least once"):
         merge_components(pair, torch.tensor([0, 0, 2]))
+
+
+def test_k_means_ends_where_nothing_moves_though_a_centre_has_no_token() -> None:
+    draw = torch.Generator().manual_seed(0)
+    found = k_means(torch.ones(6, 2), 3, generator=draw, iterations=50, tolerance=0.0)
+    assert found.iterations < 5 and found.counts.sum() == 6

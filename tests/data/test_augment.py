@@ -155,6 +155,23 @@ def test_colours_change_pixels_and_no_marks() -> None:
     assert np.array_equal(np.asarray(same), np.asarray(picture))
 
 
+def test_colours_change_in_some_views_and_are_lost_in_some() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    still = Augment(flip=0, rotation=0, shear=0, skew=0, hue=0.3, brightness=0.4)
+
+    def share(augment: Augment, looks: str) -> float:
+        views = [np.asarray(augment(picture, generator(seed))).astype(int) for seed in range(200)]
+        grey = [np.ptp(view, axis=2).max() == 0 for view in views]
+        same = [np.array_equal(view, np.asarray(picture)) for view in views]
+        return float(np.mean(grey if looks == "grey" else same))
+
+    assert share(still, "same") == share(still, "grey") == 0
+    assert share(dataclasses.replace(still, recolour=0.75), "same") == pytest.approx(0.25, abs=0.1)
+    assert share(dataclasses.replace(still, recolour=0.0), "same") == 1
+    assert share(dataclasses.replace(still, grey=0.2), "grey") == pytest.approx(0.2, abs=0.1)
+    assert share(dataclasses.replace(still, grey=1.0), "grey") == 1
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (8, 8)])
 def test_tiny_pictures(size: tuple[int, int]) -> None:
     for augment in KINDS.values():
@@ -190,6 +207,7 @@ def test_settings_survive_json() -> None:
         ({"shear": 90}, "shear in 0 to 90"),
         ({"hue": 0.6}, "hue must lie in 0 to 0.5"),
         ({"brightness": -0.1}, "must be at least 0"),
+        ({"grey": 1.2}, "recolour and grey must lie in 0 to 1"),
         ({"crop": (0.9, 0.5)}, "two rising shares"),
         ({"crop": (0.0, 0.5)}, "two rising shares"),
         ({"ratio": (2, 1)}, "two rising numbers"),
@@ -216,6 +234,9 @@ def test_other_colours_leave_every_place_where_it_is() -> None:
     assert not torch.allclose(second[0], third[0])
     np.testing.assert_array_equal(first[1].points, second[1].points)
     assert torch.equal(view(1, brightness=0.5, hue=0.3)[0], second[0])
+    chancy = [view(colours, brightness=0.5, hue=0.3, recolour=0.5, grey=0.5) for colours in range(6)]
+    assert len({float(values.sum()) for values, _ in chancy}) > 2
+    assert all(np.array_equal(marks.points, chancy[0][1].points) for _, marks in chancy)
 
 
 def test_an_elastic_deformation_moves_pixels_by_what_it_says() -> None:

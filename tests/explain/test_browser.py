@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from protolearn.core.model import PrototypeModel
-from protolearn.explain import report, save_explanation
+from protolearn.explain import Interaction, Painter, report, save_explanation
 from protolearn.explain.audit_page import save_audit
+from protolearn.explain.corrected import save_corrected
+from protolearn.explain.described import characterise
+from protolearn.explain.described_page import save_characteristics
 from protolearn.tasks.audit import audit
 
 CHECK = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><pre id="out"></pre><script>
@@ -80,11 +83,16 @@ def test_pages_in_a_browser(model: PrototypeModel, parts: Any, tmp_path: Path, s
     long = "a_class_with_a_name_that_goes_on_and_on_" + "x" * 60
     train.classes = test.classes = model.classes = (long, *train.classes[1:])
     model.bank.sources[2] = None
-    pages = ["report.html", "one.html", "audit.html"]
+    pages = ["report.html", "one.html", "audit.html", "why.html", "corrected.html"]
     found = audit(model, test, train, metrics="quick")
-    report(model, train, test, tmp_path / pages[0], audited=found, quiet=True)
-    save_audit(found, tmp_path / pages[2])
+    described = characterise(model, train, test, [test.subset([0, 1])], names=("contrast", "brightness"), most=20)
+    report(model, train, test, tmp_path / pages[0], audited=found, described=described, quiet=True)
     save_explanation(model, test, 0, tmp_path / pages[1], sources=train)
+    save_audit(found, tmp_path / pages[2])
+    shown = [test.picture(0), test.picture(1)]
+    save_characteristics(described, tmp_path / pages[3], painter=Painter(model, train), pictures=shown)
+    edits = Interaction().reject(0).negative((0, 0, 3, 3)).positive((3, 3, 8, 8))
+    save_corrected(model, test, 0, edits, tmp_path / pages[4], sources=train)
     (tmp_path / "check.html").write_text(CHECK.replace("PAGES", json.dumps(pages)))
     address, asked = served
     command = [
@@ -107,6 +115,6 @@ def test_pages_in_a_browser(model: PrototypeModel, parts: Any, tmp_path: Path, s
         assert seen["broken"] == 0
         assert seen["asked"] == [], (name, seen)
         assert seen["height"] > 500
-    assert set(asked) <= {"/check.html", "/report.html", "/one.html", "/audit.html"}
+    assert set(asked) <= {"/check.html", *(f"/{page}" for page in pages)}
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert complaints == []

@@ -134,6 +134,7 @@ def test_global_is_the_weighted_mean_of_local_ones_in_any_order_and_twice() -> N
         found = global_characteristics(on_digits(), cases, list(order), names=names, batch_size=batch)
         assert np.allclose(found.importance, wanted, atol=1e-5)
         assert found.cases == 7
+        assert found.size is not None and np.allclose(found.size, np.abs(local.phi).mean(0), atol=1e-5)
     twice = PictureList([cases.picture(i % 7) for i in range(14)], [str(i) for i in range(14)])
     assert np.allclose(global_characteristics(on_digits(), twice, names=names).importance, wanted, atol=1e-5)
 

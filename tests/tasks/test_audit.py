@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from protolearn.audit.blanking import per_call
 from protolearn.audit.metric import METRICS, Metric, Score, Seen, make_metric
 from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Annotation, arrays, digits
 from protolearn.encoders import SmallEncoder
 from protolearn.errors import DataError, ProtolearnError, UsageError
-from protolearn.explain.audit_page import save_audit, save_audit_folder
+from protolearn.explain.audit_page import audit_html, save_audit, save_audit_folder
 from protolearn.methods import get_method
 from protolearn.tasks.audit import audit
 from protolearn.tasks.audit_marks import marks_of
@@ -186,3 +188,61 @@ def test_it_is_written_whole_in_every_form(model: PrototypeModel, cases: Any, tm
     assert "consistency" in found.table() and "accuracy" not in found.table().splitlines()[0]
     with pytest.raises(UsageError, match="is written as"):
         save_audit(found, tmp_path / "audit.pdf")
+
+
+def test_it_draws_nothing_from_the_global_generators(model: PrototypeModel, cases: Any) -> None:
+    before, numbers = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002  the global state
+    settings = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision()
+    found = audit(model, cases, cases, metrics="quick", shifted=cases, outside=cases, twin=model)
+    assert len(found) > 30
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert np.array_equal(numbers, np.random.get_state()[1])  # noqa: NPY002
+    assert settings == (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
+
+
+def test_a_model_in_another_precision(model: PrototypeModel, cases: Any) -> None:
+    single = audit(model, cases, metrics="quick")
+    double = audit(copy.deepcopy(model).double(), cases, metrics="quick")
+    assert list(single) == list(double)
+    for name in ("evidence_correlation", "content_heat", "prototype_cosine", "nll"):
+        assert double[name].value == pytest.approx(single[name].value, rel=1e-4, abs=1e-4), name
+    half = copy.deepcopy(model)
+    half.encoder.half(), half.neck.half()
+    found = audit(half, cases, metrics=["evidence_correlation", "nll"])
+    assert found["nll"].value == pytest.approx(single["nll"].value, rel=1e-2)
+    with pytest.raises(UsageError, match=r"head is in half precision.* audit model\.float\(\)"):
+        audit(half.half(), cases, metrics=["nll"])
+
+
+@pytest.mark.parametrize("name", ["pac", "evidence_correlation", "additivity", "continuity", "global_size"])
+def test_damaged_weights_are_said_whatever_is_asked(model: PrototypeModel, cases: Any, name: str) -> None:
+    for value, words in ((float("nan"), "class scores hold NaN"), (float("inf"), "a class score is infinite")):
+        damaged = copy.deepcopy(model)
+        with torch.no_grad():
+            damaged.head.weight[3] = value
+        with pytest.raises(DataError, match=f"case 0 of the cases: {words}"):
+            audit(damaged, cases, shifted=cases, metrics=[name])
+
+
+def test_cases_that_make_a_model_look_good_or_unlabelled_are_said(model: PrototypeModel, cases: Any) -> None:
+    clean = audit(model, cases, digits("train").subset(range(10)), metrics=["evidence_correlation"])
+    assert clean.facts["trained_on"] == 0 and not clean.warnings()
+    seen = audit(model, cases, cases.subset(range(5)), metrics=["evidence_correlation"])
+    assert seen.facts["trained_on"] == 5
+    assert "5 of the 20 audited cases are training cases" in seen.table()
+    assert "5 of the 20 audited cases are training cases" in audit_html(seen)
+    black, white = (np.full((4, 8, 8), shade, np.uint8) for shade in (0, 255))
+    one, other = (arrays(pixels, np.zeros(4, np.int64), classes=["0"]) for pixels in (black, white))
+    assert one.ids == other.ids  # numbers of rows, of different pictures
+    assert audit(model, one, other, metrics=["nll"]).facts["trained_on"] == 0
+    foreign = arrays(black, np.array([0, 1, 1, 2]), classes=["0", "zero", "one"])
+    found = audit(model, foreign, metrics=["nll"])
+    assert found.classified.n == 1
+    assert "does not know the classes zero, one" in found.table()
+
+
+def test_few_large_pictures_at_once_on_a_processor() -> None:
+    large, small = torch.zeros(1, 3, 224, 224), torch.zeros(1, 3, 16, 16)
+    assert (per_call(large, None), per_call(small, None), per_call(small[:0], None)) == (6, 64, 64)
+    assert per_call(large, 50) == 50
+    assert per_call(torch.zeros(1, 3, 4096, 4096), None) == 1

@@ -16,6 +16,9 @@ from protolearn.errors import UsageError
 SUBSTRATES = ("zero", "blur")
 """What a pixel that is taken out becomes: 0 in the input's own units, or the same place of the blurred picture."""
 
+MOST, NUMBERS = 64, 2**20
+"""Altered pictures in one call of a model: at most, and the numbers that they may hold on a processor."""
+
 
 def substrate(inputs: Tensor, kind: str) -> Tensor:
     """Return what is left of pictures ``(B, C, H, W)`` from which everything is taken out, of that shape.
@@ -51,6 +54,25 @@ def substrate(inputs: Tensor, kind: str) -> Tensor:
     return blurred
 
 
+def per_call(inputs: Tensor, at_once: int | None) -> int:
+    """Return how many altered pictures a model is shown in one call.
+
+    As many as asked for; by default 64, and on a processor as few as hold a million numbers: 6 of 224 x 224 pixels.
+    With more, the maps of a network's first layers leave the cache, and each picture takes twice as long.
+
+    Examples
+    --------
+    >>> per_call(torch.zeros(1, 3, 224, 224), None), per_call(torch.zeros(1, 3, 16, 16), None)
+    (6, 64)
+    """
+    if at_once is None:
+        most = NUMBERS // max(1, inputs[0].numel()) if len(inputs) and inputs.device.type == "cpu" else MOST
+        return max(1, min(MOST, most))
+    if at_once < 1:
+        raise UsageError(f"at_once must be at least 1, got {at_once}")
+    return at_once
+
+
 def covered(inputs: Tensor, blank: Tensor, boxes: Tensor) -> Tensor:
     """Return pictures ``(n, C, H, W)`` that show ``blank`` in a box each: ``(n, 4)`` y0, y1, x0, x1, ends exclusive.
 
@@ -74,7 +96,7 @@ def exchanged(
     counts: Tensor,
     targets: Tensor,
     *,
-    at_once: int = 64,
+    at_once: int | None = None,
 ) -> Tensor:
     """Return ``(B, R, T)``: a class's score while ``start`` turns into ``end``, pixel by pixel in the order of ranks.
 
@@ -92,11 +114,10 @@ def exchanged(
         ``(T,)`` int64 rising: pixels whose rank is below a count come from ``end``.
     targets : Tensor
         ``(B,)`` int64 classes.
-    at_once : int
-        Pictures in one call of ``score``.
+    at_once : int, optional
+        Pictures in one call of ``score``; as :func:`per_call` by default.
     """
-    if at_once < 1:
-        raise UsageError(f"at_once must be at least 1, got {at_once}")
+    at_once = per_call(start, at_once)
     batch, orders = ranks.shape[:2]
     if not len(ranks) or not len(counts):
         return start.new_zeros(batch, orders, len(counts))

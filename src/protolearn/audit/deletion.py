@@ -125,7 +125,7 @@ def deletion(
     insert: bool = False,
     seeds: Sequence[int],
     grid: Sequence[int] | None = None,
-    at_once: int = 64,
+    at_once: int | None = None,
 ) -> Deletion:
     """Take the most salient pixels out of pictures step by step, and see how long the class stays probable.
 
@@ -151,8 +151,8 @@ def deletion(
         One a picture: of its random orders. Equally salient pixels keep that of its pixels.
     grid : sequence of int, optional
         ``(h, w)`` cells of the maps that the saliency was made of, for a random order of cells.
-    at_once : int
-        Pictures in one call of ``score``.
+    at_once : int, optional
+        Pictures in one call of ``score``; few large ones on a processor by default.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protolearn.audit.blanking import covered
+from protolearn.audit.blanking import covered, per_call
 from protolearn.audit.look import Look
 from protolearn.audit.subject import Subject
 from protolearn.errors import UsageError
@@ -119,7 +119,7 @@ def region_drops(
     pairs: tuple[Tensor, Tensor],
     boxes: Tensor,
     *,
-    at_once: int = 64,
+    at_once: int | None = None,
 ) -> Drops:
     """Cover one box a pair and see how far the score and the prototype's entry fall.
 
@@ -137,13 +137,13 @@ def region_drops(
         Case and prototype ``(n,)``.
     boxes : Tensor
         ``(n, 4)``.
-    at_once : int
-        Pictures in one call of the subject.
+    at_once : int, optional
+        Pictures in one call of the subject; few large ones on a processor by default.
     """
     case, prototype = pairs
     before, entries = look.logits.gather(1, targets.unsqueeze(1)).squeeze(1), look.toward(targets)
     score, own = [], []
-    for i in torch.arange(len(case), device=case.device).split(at_once):
+    for i in torch.arange(len(case), device=case.device).split(per_call(inputs, at_once)):
         b, p = case[i], prototype[i]
         again = subject.look(covered(inputs[b], blank[b], boxes[i]), maps=False)
         score.append(before[b] - again.logits.gather(1, targets[b].unsqueeze(1)).squeeze(1))

@@ -145,13 +145,31 @@ class AuditResult:
         """Return one JSON document."""
         return json.dumps(_finite(self.to_dict()), indent=1, allow_nan=False) + "\n"
 
+    def warnings(self) -> list[str]:
+        """Return what speaks against the audit as a whole: cases the model was trained on, classes it does not know."""
+        made = []
+        if seen := self.facts.get("trained_on"):
+            made.append(
+                f"{seen} of the {len(self.cases)} audited cases are training cases, on which a model looks better than "
+                "it is."
+            )
+        if unknown := self.facts.get("unknown_classes"):
+            listed = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+            made.append(f"The model does not know the classes {listed}: their cases count as unlabelled.")
+        return made
+
     def table(self) -> str:
         """Return a plain text table of values with their intervals, and what was refused."""
         accuracy = self.classified.accuracy
         shown = "no labelled case" if accuracy is None else f"{100 * accuracy:.1f} % right"
         head = f"{self.facts.get('model', 'model')} on {self.facts.get('data', 'its cases')}: {shown}"
         width = max([len(name) for name in self.scores] + [6])
-        lines = [head, "", f"{'metric':<{width}}  {'value':>9}  {'over prototypes':>19}  {'over cases':>19}  unit"]
+        lines = [
+            head,
+            *self.warnings(),
+            "",
+            f"{'metric':<{width}}  {'value':>9}  {'over prototypes':>19}  {'over cases':>19}  unit",
+        ]
         for name, score in self.scores.items():
             about = self.abouts[name]
             arrow = {"higher": "higher is better", "lower": "lower is better"}.get(about.better, "")

@@ -108,6 +108,13 @@ class Subject(ABC):
 class ModelSubject(Subject):
     """A model of the library.
 
+    Its encoder and neck may compute in half or double precision: inputs are brought to it.
+
+    Raises
+    ------
+    UsageError
+        If the head is in half precision, in which it cannot add up scores.
+
     Examples
     --------
     >>> from protolearn.encoders import SmallEncoder
@@ -121,6 +128,11 @@ class ModelSubject(Subject):
     """
 
     def __init__(self, model: PrototypeModel) -> None:
+        if any(each.dtype in (torch.float16, torch.bfloat16) for each in model.head.parameters()):
+            raise UsageError(
+                "the model's head is in half precision, in which it cannot add up scores: audit model.float(), or "
+                "leave only encoder and neck in half precision"
+            )
         self.model = model
         self.module = model
         self.name = "a prototype model" if model.method is None else type(model.method).__name__
@@ -159,8 +171,8 @@ class ModelSubject(Subject):
         return None if self.model.bank.drawn else self.model.bank.vectors.detach()
 
     def look(self, inputs: Tensor, *, maps: bool = True) -> Look:
-        """Return what the model puts out for a batch of inputs."""
-        out: Output = self.model(inputs)
+        """Return what the model puts out for a batch of inputs, which may be of another precision than the model."""
+        out: Output = self.model(inputs.to(self._precision()) if inputs.is_floating_point() else inputs)
         return Look(
             logits=out.logits,
             probabilities=out.head.probabilities(out.logits),
@@ -169,6 +181,11 @@ class ModelSubject(Subject):
             ledger=lambda part: out.head.ledger(out.part(part)),
             output=out,
         )
+
+    def _precision(self) -> torch.dtype:
+        """Return the type of number that the encoder computes in; that of the prototypes where it holds none."""
+        held = (each.dtype for each in self.model.encoder.parameters() if each.is_floating_point())
+        return next(held, self.model.bank.vectors.dtype)
 
     def _maps(self, out: Output) -> Tensor | None:
         tokens = out.tokens

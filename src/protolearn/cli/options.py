@@ -191,6 +191,8 @@ def _report(parser: Any) -> None:
     parser.add_argument("--out", default="report.html", help="the file (default: report.html)")
     parser.add_argument("--most", type=int, default=120, help="prototypes shown with pictures (default: 120)")
     parser.add_argument("--examples", type=int, default=3, help="best and worst predictions explained (default: 3)")
+    parser.add_argument("--audit", metavar="METRICS", help="audit the explanations too: quick, all or names: a,b,c")
+    parser.add_argument("--characteristics", action="store_true", help="say what prototypes are matched for (slow)")
     _running(parser)
 
 
@@ -379,6 +381,35 @@ def _whatif(parser: Any) -> None:
     _running(parser)
 
 
+def _characteristics(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("data", help=f"the training data: {DATA}")
+    parser.add_argument("--test", help="other data for the check, instead of the held-out part of DATA")
+    parser.add_argument(
+        "--pictures", nargs="+", default=[], metavar="PICTURE", help="put their matches into words, not the prototypes"
+    )
+    parser.add_argument("--only", default="", metavar="NAMES", help="some characteristics: hue,texture (default: all)")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the alterations (default: 1, the published)")
+    parser.add_argument(
+        "--cases", type=int, default=100, help="pictures altered of either part, drawn; 0 = all (default: 100)"
+    )
+    parser.add_argument("--matches", type=int, default=3, help="matches told of each picture (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
+    parser.add_argument("--out", help="a .html page, a .json or a .csv table (default: print words)")
+    _running(parser)
+
+
+def _correct(parser: Any) -> None:
+    parser.add_argument("model", help="folder of a model")
+    parser.add_argument("picture", help="one picture")
+    parser.add_argument("--edits", required=True, metavar="FILE", help="JSON: rejected concepts or prototypes, boxes")
+    parser.add_argument("--out", default="corrected", help="folder (default: corrected)")
+    parser.add_argument("--formats", default="png,html,json", help="which of png, html, json (default: all three)")
+    parser.add_argument("--data", help="training data, for pictures of prototypes and for absent=mean")
+    parser.add_argument("--target", default="predicted", metavar="CLASS", help="explain this (default: each answer)")
+    parser.add_argument("--most", type=int, default=4, help="prototypes shown (default: 4)")
+
+
 def _methods(parser: Any) -> None:
     parser.add_argument("name", nargs="?", help="one method: its paper and all its settings")
 
@@ -541,6 +572,31 @@ COMMANDS: dict[str, Command] = {
         "ask",
         _whatif,
         more="The model is not changed and nothing is trained again: a copy is asked about the same cases.",
+    ),
+    "characteristics": Command(
+        "say in words what prototypes are matched for: hue, saturation, contrast, brightness, texture, outline",
+        """
+        protolearn characteristics model photos/
+        protolearn characteristics model photos/ --out why.html
+        protolearn characteristics model photos/ --pictures new.jpg --only hue,texture,shape --json
+        """,
+        "why",
+        _characteristics,
+        more="Pictures are altered in one characteristic at a time, and the fall of each similarity is compared with "
+        "that of a usual prototype. Held-out pictures are altered too, to check that the description holds for them.",
+    ),
+    "correct": Command(
+        "show a prediction before and after a person rejects prototypes or draws boxes",
+        """
+        protolearn correct model new.jpg --edits edits.json
+        protolearn correct model new.jpg --edits edits.json --data photos/ --out corrected --formats html
+        """,
+        "why",
+        _correct,
+        more="The file is what explain.Interaction saves: {'format': 1, 'case': null, 'outside': 0, 'absent': 'zero', "
+        "'edits': [{'action': 'negative', 'who': null, 'box': [0, 0, 40, 40]}, ...]}, in double quotes. Actions are "
+        "reject and accept (who: a concept's name or a prototype's id), negative and positive (a box in pixels of the "
+        "picture). The model is not changed.",
     ),
     "methods": Command(
         "list the methods: paper, area, whether verified and against what",

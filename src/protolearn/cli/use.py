@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from protolearn.cli.shared import (
     check_positive,
     csv_text,
+    listed,
     parts,
     pictures_of,
     say,
@@ -190,9 +191,20 @@ def run_report(args: Any) -> int:
 
     model = the_model(args.model, args.device)
     train, test = parts(model, args.data, args.test)
+    how: dict[str, Any] = {"batch_size": args.batch_size, "quiet": args.quiet or args.json}
+    audited = described = None
+    if args.audit is not None:
+        from protolearn.tasks.audit import ALL, QUICK, audit
+
+        wanted = args.audit if args.audit in (ALL, QUICK) else listed(args.audit)
+        audited = audit(model, train if test is None else test, train, metrics=wanted, **how)
+    if args.characteristics:
+        from protolearn.explain.described import characterise
+
+        described = characterise(model, train, test, **how)
     path = report(
-        model, train, test, args.out, most=args.most, examples=args.examples, batch_size=args.batch_size,
-        quiet=args.quiet or args.json,
+        model, train, test, args.out, audited=audited, described=described, most=args.most, examples=args.examples,
+        **how,
     )  # fmt: skip
     if args.json:
         say_json({"model": args.model, "report": str(path)})

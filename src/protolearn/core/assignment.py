@@ -320,7 +320,12 @@ def top_k_weights(weights: Tensor, k: int) -> Tensor:
         raise ValueError(f"k must be at least 1, got {k}")
     if k >= weights.shape[-1]:
         return weights
-    order = weights.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    best = weights.detach().topk(k + 1, dim=-1)
+    last, beyond = best.values[..., k - 1], best.values[..., k]
+    if bool(((last == beyond) & (last != 0)).any()):  # of equal weights the first are kept; which zeros are, is all one
+        order = weights.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    else:
+        order = best.indices[..., :k]
     return weights * torch.zeros_like(weights).scatter_(-1, order, 1.0)
 
 

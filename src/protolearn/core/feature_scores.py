@@ -146,16 +146,24 @@ class RelativeMahalanobis(Mahalanobis):
         return background - self.distance(view.features)
 
 
-@scorer("ssd", source="Sehwag et al., ICLR 2021, as PALM's evaluation has it")
+@scorer("ssd", source="Sehwag et al., ICLR 2021, one Gaussian for all classes")
 class StandardisedGaussian(Scorer):
-    """Minus the Mahalanobis distance of unit-length, standardised features to their one mean; labels are not used."""
+    """Minus the Mahalanobis distance of unit-length, standardised features to their one mean; labels are not used.
 
-    centre: Tensor
+    ``centre`` says from where: "mean", or "twice" for numbers comparable with the evaluation code of PALM (Lu et al.,
+    ICLR 2024), which takes the mean off again after standardising and so measures from beside it.
+    """
+
+    settings_names = ("centre",)
+    middle: Tensor
     whiten: Tensor
 
-    def __init__(self, *, features: str = "encoded") -> None:
+    def __init__(self, *, centre: str = "mean", features: str = "encoded") -> None:
         super().__init__(features=features)
-        self.register_buffer("centre", torch.zeros(0))
+        if centre not in ("mean", "twice"):
+            raise UsageError(f"centre must be mean or twice, got {centre!r}")
+        self.centre = centre
+        self.register_buffer("middle", torch.zeros(0))
         self.register_buffer("whiten", torch.zeros(0, 0))
 
     def fit(self, view: View, labels: Tensor) -> StandardisedGaussian:
@@ -164,16 +172,17 @@ class StandardisedGaussian(Scorer):
         spread = rows.std(0, correction=0)
         scale = torch.where(spread > 0, 1 / spread.where(spread > 0, 1.0), 0.0)
         scaled = rows * scale
-        centre = scaled.mean(0)
-        whiten = scale.unsqueeze(1) * whitening(second_moment(scaled, centre))
-        self.whiten, self.centre = whiten.float(), (rows.mean(0) @ whiten).float()
+        mean, plain = rows.mean(0), whitening(second_moment(scaled, scaled.mean(0)))
+        whiten = scale.unsqueeze(1) * plain
+        middle = mean @ whiten + (mean @ plain if self.centre == "twice" else 0.0)
+        self.whiten, self.middle = whiten.float(), middle.float()
         return self
 
     def score(self, view: View) -> Tensor:
         """Return confidences."""
         _fitted(self.whiten)
         rows = F.normalize(view.features.float(), dim=1)
-        return -(rows @ self.whiten - self.centre).square().sum(1)
+        return -(rows @ self.whiten - self.middle).square().sum(1)
 
 
 @scorer("knn", source="Sun et al., ICML 2022")

@@ -194,6 +194,20 @@ class CentredUnit(nn.Module):
         return centred_unit(values, self.mean)
 
 
+class UnitLength(nn.Module):
+    """Scale each vector to unit length; a vector of zeros stays one.
+
+    Examples
+    --------
+    >>> UnitLength()(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return ``(..., D)``."""
+        return nn.functional.normalize(values, dim=-1)
+
+
 class DiagonalMap(nn.Module):
     """Multiply each coordinate by ``sqrt(exp(a) + floor)``, ``a`` learned from 0: Mahalanobis, diagonal matrix."""
 

@@ -94,7 +94,7 @@ class Train(Phase):
         How often warm-up and cosine move the rates.
     optimizer : {"adam", "adamw", "sgd"}
         Whose update rule.
-    momentum : float
+    momentum, nesterov : float, bool
         Of ``sgd``.
     weights : mapping, or tuple of mappings, optional
         Coefficients of the terms in place of ``Method.weights()``; a term that is not named counts nothing. Several
@@ -131,6 +131,7 @@ class Train(Phase):
     per: Literal["epoch", "step"] = "epoch"
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
+    nesterov: bool = False
     weights: Coefficients | tuple[Coefficients, ...] | None = None
     pairs: bool | Literal["same_places", "same_view"] = False
     scheduled: Mapping[str, Ramp] = field(default_factory=dict)
@@ -345,7 +346,8 @@ class Method(ABC):
         """Move by rule what no gradient moves, after a step on a batch; ``steps`` is how many an epoch has.
 
         Called without gradients, before the constraints of bank and head are applied. On several processes ``out``
-        holds the rows of all of them, without tokens and inputs, and padding has the label -1.
+        holds the rows of all of them, without inputs, and with tokens only where there is one a case; padding has the
+        label -1, and tokens of zeros.
         """
         return
 

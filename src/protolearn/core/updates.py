@@ -388,6 +388,7 @@ class _Rounds:
             if settled or done == self.iterations:
                 return Clusters(centres, rows, counts, inertia, done)
             sums, totals = group_sums(values, rows, count, weights)
+            were = centres
             centres = sums / totals.where(totals > 0, 1.0).unsqueeze(1)
             empty = torch.nonzero(totals == 0).squeeze(1)
             if len(empty):
@@ -395,6 +396,8 @@ class _Rounds:
                 centres[empty] = values[far[: len(empty)]] if len(far) >= len(empty) else centres[empty]
             if self.held is not None:
                 centres[:stay] = self.held
+            if torch.equal(centres, were):  # nothing will move again, though a centre may have no token
+                return Clusters(centres, rows, counts, inertia, done)
             before, done = inertia, done + 1
 
 

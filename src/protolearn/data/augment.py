@@ -43,6 +43,10 @@ class Augment:
         Width over height of that window.
     brightness, contrast, saturation, hue : float
         Strength of colour changes, as torchvision's ``ColorJitter`` counts them.
+    recolour : float
+        Probability that a view's colours change at all.
+    grey : float
+        Probability that a view loses its colours.
     elastic, elastic_sigma : float
         Elastic deformation (Simard et al., 2003), applied last: every pixel moves by ``elastic`` times uniform noise
         from -1 to 1, blurred with a Gaussian of this deviation in pixels. 0 = none. The prototype autoencoder's is 20
@@ -66,6 +70,8 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    recolour: float = 1.0
+    grey: float = 0.0
     elastic: float = 0.0
     elastic_sigma: float = 4.0
 
@@ -78,6 +84,8 @@ class Augment:
             )
         if min(self.brightness, self.contrast, self.saturation) < 0 or not 0 <= self.hue <= 0.5:
             raise UsageError("brightness, contrast and saturation must be at least 0, hue must lie in 0 to 0.5")
+        if not 0 <= self.recolour <= 1 or not 0 <= self.grey <= 1:
+            raise UsageError(f"recolour and grey must lie in 0 to 1, got {self.recolour} and {self.grey}")
         if not 0 <= self.elastic < float("inf") or not 0 < self.elastic_sigma <= 100:
             raise UsageError(
                 f"elastic must be at least 0 and elastic_sigma in (0, 100], got {self.elastic} and {self.elastic_sigma}"
@@ -164,7 +172,9 @@ class Augment:
             shapes.append(v2.RandomAffine(0, shear=angles, interpolation=smooth, fill=fills))
         if self.one_of and len(shapes) > 1:
             shapes = [v2.RandomChoice(shapes)]
-        jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
+        jitter: Any = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
+        if self.recolour < 1 or self.grey:
+            jitter = v2.Compose([v2.RandomApply([jitter], self.recolour), v2.RandomGrayscale(self.grey)])
 
         def other(*parts: Any) -> Any:
             jitter(*parts)  # takes from the generator what the first colours take: later draws are the same

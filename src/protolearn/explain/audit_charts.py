@@ -8,7 +8,7 @@ from html import escape
 
 from protolearn.audit.result import figure
 
-SCALES = {"0-1": (0.0, 1.0), "0-100": (0.0, 100.0), "-1-1": (-1.0, 1.0)}
+SCALES = {"0-1": (0.0, 1.0), "0-100": (0.0, 100.0), "-1 to 1": (-1.0, 1.0), "0-2": (0.0, 2.0)}
 """Units of bounded figures, and their bounds."""
 
 
@@ -41,7 +41,7 @@ def interval_strip(value: float | None, pair: tuple[float, float] | None, unit: 
 
 
 def histogram(values: Sequence[float], title: str, unit: str, bins: int = 20) -> str:
-    """Draw how many prototypes (or cases) have which figure.
+    """Draw how many prototypes (or cases) have which figure; where all have the same, say so in words.
 
     Examples
     --------
@@ -53,9 +53,11 @@ def histogram(values: Sequence[float], title: str, unit: str, bins: int = 20) ->
     kept = [v for v in values if math.isfinite(v)]
     if not kept:
         return ""
+    if min(kept) == max(kept):
+        return (
+            f'<p class="small soft">{escape(title)}: {figure(kept[0])} for {"all " * (len(kept) > 1)}{len(kept)}.</p>'
+        )
     low, high = SCALES.get(unit, (min(kept), max(kept)))
-    if high <= low:
-        low, high = low - 0.5, low + 0.5
     counts = [0] * bins
     for v in kept:
         counts[min(max(int((v - low) / (high - low) * bins), 0), bins - 1)] += 1
@@ -67,7 +69,7 @@ def histogram(values: Sequence[float], title: str, unit: str, bins: int = 20) ->
     )
     told = f"{title}: {len(kept)} values from {figure(min(kept))} to {figure(max(kept))}, most in one bin {most}"
     return (
-        f'<figure class="spread"><figcaption>{escape(title)}</figcaption>'
+        f'<figure class="spread"><figcaption>{escape(title)}: {len(kept)}, at most {most} in a bar</figcaption>'
         f'<svg viewBox="0 0 {width} {height + 16}" role="img" aria-label="{escape(told)}">{bars}'
         f'<text x="0" y="{height + 13}">{figure(low)}</text>'
         f'<text x="{width}" y="{height + 13}" text-anchor="end">{figure(high)}</text></svg></figure>'

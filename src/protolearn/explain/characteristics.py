@@ -78,18 +78,26 @@ class Global:
         ``(P, M)`` float64.
     cases : int
         How many pictures were altered.
+    size : ndarray, optional
+        ``(P, M)`` mean over pictures of the size of the fall, whatever its sign: what a fall in one picture is to be
+        compared with.
     """
 
     names: tuple[str, ...]
     prototypes: tuple[int, ...]
     importance: np.ndarray
     cases: int
+    size: np.ndarray | None = None
 
     @property
     def relative(self) -> np.ndarray:
         """``(P, M)``: importance divided by its mean size over prototypes, one characteristic at a time."""
         usual = np.abs(self.importance).mean(0, keepdims=True) if len(self.prototypes) else 1.0
         return self.importance / np.where(usual > 0, usual, 1.0)
+
+    def row(self, prototype: int) -> int:
+        """Return the row of a prototype's id."""
+        return _row(self.prototypes, prototype)
 
     def first(self, prototype: int, *, relative: bool = False) -> str:
         """Return the characteristic that matters most for a prototype."""
@@ -192,10 +200,11 @@ def global_characteristics(
     """
     usable = model.bank.usable.cpu()
     count = int(usable.sum())
-    falls, weighted = np.zeros((count, len(names))), np.zeros((count, len(names)))
+    falls, weighted, sizes = (np.zeros((count, len(names))) for _ in range(3))
     weight, lowest, seen = np.zeros(count), np.full(count, np.inf), 0
     for part in _each(model, cases, indices, names, strength, seed, batch_size, device, quiet):
         falls += part.phi.sum(0)
+        sizes += np.abs(part.phi).sum(0)
         weighted += (part.phi * part.similarity[..., None]).sum(0)
         weight += part.similarity.sum(0)
         lowest = np.minimum(lowest, part.similarity.min(0))
@@ -208,7 +217,7 @@ def global_characteristics(
     importance = np.where(
         plain[:, None], falls / seen, (weighted - shift[:, None] * falls) / np.where(plain, 1.0, total)[:, None]
     )
-    return Global(tuple(names), tuple(model.bank.ids.cpu()[usable].tolist()), importance, seen)
+    return Global(tuple(names), tuple(model.bank.ids.cpu()[usable].tolist()), importance, seen, sizes / seen)
 
 
 class _Part(NamedTuple):
@@ -293,6 +302,8 @@ def _at(model: PrototypeModel, tokens: Tokens, positions: Tensor) -> tuple[Tenso
 
 
 def _row(prototypes: tuple[int, ...], prototype: int) -> int:
+    if not prototypes:
+        raise UsageError(f"there is no usable prototype {prototype}, nor any other")
     if prototype not in prototypes:
         raise UsageError(f"there is no usable prototype {prototype}: ids go from {prototypes[0]} to {prototypes[-1]}")
     return prototypes.index(prototype)

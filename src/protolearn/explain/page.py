@@ -92,22 +92,33 @@ def section(key: str, title: str, *parts: str) -> str:
     return f'<section id="{key}" aria-labelledby="{key}-h">{heading}\n{"".join(parts)}</section>\n'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[int] = (), caption: str = "") -> str:
-    """Return a table of cells that are HTML already, the first of each row its heading; ``numbers`` align right."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Iterable[int] = (),
+    caption: str = "",
+    stack: bool = False,
+) -> str:
+    """Return a table of cells that are HTML already, the first of each row its heading; ``numbers`` align right.
+
+    ``stack`` lays each row out in lines on a narrow screen, every cell with the head of its column.
+    """
     right = set(numbers)
 
     def cls(k: int) -> str:
         return ' class="n"' if k in right else ""
 
+    def cell(k: int, html: str) -> str:
+        if k == 0:
+            return f'<th scope="row"{cls(0)}>{html}</th>'
+        return f"<td{cls(k)} data-head='{head[k]}'>{html}</td>" if stack else f"<td{cls(k)}>{html}</td>"
+
     top = "".join(f'<th scope="col"{cls(k)}>{cell}</th>' for k, cell in enumerate(head))
-    body = "".join(
-        "<tr>"
-        + "".join(f'<th scope="row"{cls(0)}>{c}</th>' if k == 0 else f"<td{cls(k)}>{c}</td>" for k, c in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
+    body = "".join(f"<tr>{''.join(cell(k, html) for k, html in enumerate(row))}</tr>" for row in rows)
     named = f"<caption>{text(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{named}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="stack"' if stack else ""
+    return f'<div class="scroll"><table{kind}>{named}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

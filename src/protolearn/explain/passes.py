@@ -171,7 +171,9 @@ def inputs_over(
     if wrong:
         raise UsageError(f"there is no case {wrong[0]}: the data hold the cases 0 to {len(cases) - 1}")
     views = _Views(cases, preprocess, chosen)
-    loader: DataLoader[Any] = DataLoader(views, batch_size, collate_fn=_collate, num_workers=workers)
+    # a loader draws seeds for its workers: from its own generator, so that looking draws nothing from the global one
+    draw = torch.Generator().manual_seed(0)
+    loader: DataLoader[Any] = DataLoader(views, batch_size, collate_fn=_collate, num_workers=workers, generator=draw)
     yield from loader
 
 

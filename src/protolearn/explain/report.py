@@ -11,11 +11,13 @@ from protolearn.audit.ood_result import OODResult
 from protolearn.audit.result import AuditResult
 from protolearn.core.model import PrototypeModel
 from protolearn.errors import UsageError
+from protolearn.explain.described import Characteristics
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, gather
 from protolearn.explain.lettering import number, percent
 from protolearn.explain.page import NUMBERS, page, section, short, text, write_text
 from protolearn.explain.passes import CaseList
 from protolearn.explain.sections.audits import audits
+from protolearn.explain.sections.characteristics import characteristics
 from protolearn.explain.sections.clusters import clusters
 from protolearn.explain.sections.honesty import honesty_section
 from protolearn.explain.sections.novelty import novelty as novelty_section
@@ -33,6 +35,7 @@ def report(
     path: str | Path = "report.html",
     *,
     audited: AuditResult | None = None,
+    described: Characteristics | None = None,
     novelty: OODResult | None = None,
     discovered: Discovery | None = None,
     unlabelled: CaseList | None = None,
@@ -56,6 +59,8 @@ def report(
         The file; written under a temporary name and renamed.
     audited : AuditResult, optional
         What ``protolearn.audit`` found of this model: a section of its own.
+    described : Characteristics, optional
+        What :func:`~protolearn.explain.described.characterise` found: a section of its own, and words on every card.
     novelty : OODResult, optional
         What ``tasks.ood.evaluate_ood`` found of it: a section with the foreign cases and what they are closest to.
     discovered : Discovery, optional
@@ -103,10 +108,16 @@ def report(
     known = gather(model, train, test, found, most=most, examples=examples)
     galleries = [part for part in (unlabelled, train) if part is not None]
     groups = "" if discovered is None else clusters(discovered, *galleries)
-    return write_text(path, _document(known, audited, novelty, groups))
+    return write_text(path, _document(known, audited, described, novelty, groups))
 
 
-def _document(known: Gathered, audited: AuditResult | None, novelty: OODResult | None, groups: str) -> str:
+def _document(
+    known: Gathered,
+    audited: AuditResult | None,
+    described: Characteristics | None,
+    novelty: OODResult | None,
+    groups: str,
+) -> str:
     cards = frozenset(int(known.bank.ids[row]) for row in known.chosen)
     pieces = [
         ("example", "How to read it", example(known)),
@@ -114,7 +125,8 @@ def _document(known: Gathered, audited: AuditResult | None, novelty: OODResult |
         ("data", "The data", data(known)),
         ("training", "Training", training(known)),
         ("scores", "How good it is", scores(known)),
-        ("prototypes", "Prototypes", prototypes(known)),
+        ("prototypes", "Prototypes", prototypes(known, described)),
+        ("characteristics", "What prototypes look at", "" if described is None else characteristics(described, cards)),
         ("predictions", "Predictions", predictions(known)),
         ("sees", "How far a place really sees", honesty_section(known)),
         ("audit", "What the explanations are worth", "" if audited is None else audits(audited, cards)),

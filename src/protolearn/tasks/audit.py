@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import protolearn.audit.metrics  # noqa: F401  its modules register themselves
+from protolearn.audit.cases import numbers
 from protolearn.audit.classification import ClassificationResult, score_logits
 from protolearn.audit.look import Look
 from protolearn.audit.marks import no_marks
@@ -20,7 +21,7 @@ from protolearn.audit.noise import disturb_each
 from protolearn.audit.result import AuditResult, Refused
 from protolearn.audit.subject import Subject, facts, subject_of
 from protolearn.data.cases import view_seed
-from protolearn.errors import ProtolearnError, UsageError
+from protolearn.errors import DataError, ProtolearnError, UsageError
 from protolearn.explain.passes import CaseList, inputs_over, labels_for, track
 from protolearn.tasks.audit_marks import has_objects, marks_of, parts_of
 
@@ -255,12 +256,14 @@ class _Desk:
                 marks = no_marks(len(indices))
             inputs = inputs.to(where)
             ids = [str(cases.ids[i]) for i in indices]
+            look, places = self.subject.look(inputs, maps="maps" in needs), torch.tensor(indices)
+            _sound(look, places, part)
             yield Seen(
                 part=part,
-                indices=torch.tensor(indices),
+                indices=places,
                 inputs=inputs,
                 labels=torch.from_numpy(labels[indices]).to(where),
-                look=self.subject.look(inputs, maps="maps" in needs),
+                look=look,
                 marks=marks.to(where),
                 noisy=tuple(self._noisy(inputs, ids, "maps" in needs)) if noisy else (),
             )
@@ -271,6 +274,24 @@ class _Desk:
             seeds = [view_seed(self.seed, draw, case) for case in ids]
             yield self.subject.look(disturb_each(inputs, seeds, std=self.noise, limit=self.limit), maps=maps)
 
+    def _unknown(self) -> tuple[str, ...]:
+        """Return the classes of labelled cases that the model does not know; such cases count as unlabelled."""
+        cases = self.parts["cases"]
+        used = sorted(set(np.asarray(cases.labels)[np.asarray(cases.labels) >= 0].tolist()))
+        return tuple(name for name in (str(cases.classes[c]) for c in used) if name not in self.subject.classes)
+
+    def _trained_on(self) -> int | None:
+        """Return how many audited cases are training cases too; None where that cannot be told.
+
+        They share id and content: ids alone may be mere numbers of rows, the same in any two data sets.
+        """
+        cases, train = self.parts["cases"], self.parts.get("train")
+        if train is None or not (hasattr(cases, "content") and hasattr(train, "content")):
+            return None
+        place = {str(case): i for i, case in enumerate(train.ids)}
+        both = [(i, place[str(case)]) for i, case in enumerate(cases.ids) if str(case) in place]
+        return sum(cases is train or cases.content(i) == train.content(k) for i, k in both)
+
     def facts(self) -> dict[str, Any]:
         """Return what was audited, for the record."""
         from protolearn import __version__
@@ -279,8 +300,19 @@ class _Desk:
             **facts(self.subject),
             "data": str(getattr(self.parts["cases"], "name", "its cases")),
             "cases": {name: len(part) for name, part in self.parts.items()},
+            "unknown_classes": list(self._unknown()),
+            "trained_on": self._trained_on(),
             "key_points": list(self.point_names),
             "seed": self.seed,
             "noise": {"std": self.noise, "limit": self.limit, "draws": self.draws},
             "protolearn": __version__,
         }
+
+
+def _sound(look: Look, indices: Tensor, part: str) -> None:
+    """Refuse scores that are no numbers, whatever is asked for: a metric might take a damaged case for a silent one."""
+    numbers(look.scores, "scores", indices, part)
+    numbers(look.logits, "class scores", indices, part)
+    if part == "cases" and bool(torch.isinf(look.logits).any()):
+        case = int(indices[torch.isinf(look.logits).any(1).cpu()][0])
+        raise DataError(f"case {case} of the cases: a class score is infinite, so that no figure can be made of it")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from protolearn.core.projection import Nearest
-from protolearn.structures import Output
+from protolearn.structures import Output, Tokens
 
 
 def rank() -> int:
@@ -84,19 +84,26 @@ def gather_unequal(local: Tensor, fill: float = 0.0) -> Tensor:
 
 
 @torch.no_grad()
-def whole_batch(out: Output, labels: Tensor) -> tuple[Output, Tensor]:
+def whole_batch(out: Output, labels: Tensor, counts: bool = True) -> tuple[Output, Tensor]:
     """Return what all processes made of a batch together, without gradients: rules must not see one shard of it.
 
-    Only what there is per case and prototype or class; tokens and inputs stay where they are and are left out. Rows
-    that fill a shorter shard up are labelled -1.
+    Only what there is per case and prototype or class, and tokens where there is one a case; other tokens and inputs
+    stay where they are and are left out. Rows that fill a shorter shard up are labelled -1 and their tokens are 0; so
+    are the tokens of a process whose rows do not count.
     """
     if size() == 1:
         return out, labels
     rows = ("distances", "similarities", "positions", "evidence", "logits", "average")
     found = {name: getattr(out, name) for name in rows}
     gathered = {name: None if value is None else gather_unequal(value.detach()) for name, value in found.items()}
-    nothing = dict.fromkeys(("tokens", "inputs", "encoded", "table", "reconstruction", "original"))
-    whole = out.replace(**gathered, **nothing, targets={}, branches={}, cases=())
+    nothing = dict.fromkeys(("inputs", "encoded", "table", "reconstruction", "original"))
+    tokens = out.tokens
+    if tokens is not None and (tokens.values.shape[1] != 1 or tokens.mask is not None):
+        tokens = None
+    if tokens is not None:
+        values = tokens.values.detach()
+        tokens = Tokens(gather_unequal(values if counts else torch.zeros_like(values)))
+    whole = out.replace(**gathered, **nothing, tokens=tokens, targets={}, branches={}, cases=())
     return whole, gather_unequal(labels, -1)
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from protolearn.core.method import Method, Train
 from protolearn.core.model import PrototypeModel
+from protolearn.core.together import shared_batch
 from protolearn.data.augment import Augmented
 from protolearn.data.cases import Cases
 from protolearn.errors import UsageError
@@ -101,7 +102,7 @@ class PhaseModule(L.LightningModule):
         if phase.pairs:
             self.shown = Pairs(cases, same_places=phase.pairs == "same_places", same_view=phase.pairs == "same_view")
         self.targets = {name: torch.from_numpy(np.array(rows)) for name, rows in cases.targets.items()}
-        self.last: tuple[Output, Tensor] | None = None
+        self.last: tuple[Output, Tensor, bool] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the run's optimiser, which outlives the phase."""
@@ -132,8 +133,9 @@ class PhaseModule(L.LightningModule):
         numbers = self.phase.numbers(self.run.epochs)
         out = self.model(inputs).replace(targets=more, paired=bool(self.phase.pairs), cases=named, scheduled=numbers)
         weights = self.phase.coefficients(self.method.weights(), self.run.epochs, step)
-        loss, values = minimised(self.method, out, labels, weights)
-        self.last = out, labels
+        with shared_batch(own > 0):
+            loss, values = minimised(self.method, out, labels, weights)
+        self.last = out, labels, own > 0
         refuse_nonfinite(values, self.phase.name, self.run.epochs)
         self.tally.add(values, own)
         self.log("loss", loss, prog_bar=True, logger=False)
@@ -158,9 +160,9 @@ class PhaseCallback(L.Callback):
     ) -> None:
         """Move by rule what no gradient moves, and hold the constraints."""
         assert isinstance(pl_module, PhaseModule) and pl_module.last is not None
-        (out, labels), pl_module.last = pl_module.last, None
+        (out, labels, counts), pl_module.last = pl_module.last, None
         if type(pl_module.method).after_step is not Method.after_step:  # a rule, and the same one everywhere
-            out, labels = distributed.whole_batch(out, labels)
+            out, labels = distributed.whole_batch(out, labels, counts)
         after_step(pl_module.model, pl_module.method, out, labels, len(pl_module.shards))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -56,7 +56,7 @@ def start_run(model: PrototypeModel, phase: Train) -> Run:
     if not parts:
         raise TrainingError(f"phase {phase.name!r} trains {', '.join(phase.rates)}, and nothing in them can be trained")
     if phase.optimizer == "sgd":
-        return Run(torch.optim.SGD(parts, momentum=phase.momentum))
+        return Run(torch.optim.SGD(parts, momentum=phase.momentum, nesterov=phase.nesterov))
     return Run(torch.optim.AdamW(parts) if phase.optimizer == "adamw" else torch.optim.Adam(parts))
 
 

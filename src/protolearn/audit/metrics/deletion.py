@@ -32,12 +32,16 @@ class PixelOrders(Metric):
     steps: int
     substrates: tuple[str, ...]
     most: int | None
-    at_once: int
+    at_once: int | None
 
     def start(self, setting: Setting) -> None:
         """Draw the cases that are looked at, and a seed for each."""
         super().start(setting)
-        if self.steps < 1 or self.at_once < 1 or (self.most is not None and self.most < 1):
+        if (
+            self.steps < 1
+            or (self.at_once is not None and self.at_once < 1)
+            or (self.most is not None and self.most < 1)
+        ):
             raise UsageError(
                 f"steps, at_once and most must be at least 1, got {self.steps}, {self.at_once}, {self.most}"
             )
@@ -168,14 +172,14 @@ class DeletionMetric(PixelOrders):
         What pixels become; the value is of the first, the others are in the extras. Each costs as much again.
     most : int or None
         Cases that are looked at, drawn at random; all by default. Each costs four orders times ``steps`` passes.
-    at_once : int
-        Altered pictures in one pass.
+    at_once : int or None
+        Altered pictures in one pass; 64 by default, and few large ones on a processor, where that is faster.
     """
 
     steps: int = 28
     substrates: tuple[str, ...] = ("zero", "blur")
     most: int | None = None
-    at_once: int = 64
+    at_once: int | None = None
     insert = False
 
 
@@ -199,5 +203,5 @@ class InsertionMetric(PixelOrders):
     steps: int = 28
     substrates: tuple[str, ...] = ("blur", "zero")
     most: int | None = None
-    at_once: int = 64
+    at_once: int | None = None
     insert = True

@@ -14,6 +14,8 @@ from protolearn.explain.lettering import percent
 from protolearn.explain.page import short, table, text
 
 WAY = {"higher": "higher is better", "lower": "lower is better", "": "no better way"}
+OTHERS = {"train": "training cases", "outside": "cases of no class of the model", "shifted": "altered copies"}
+RANGES = {"0-1": "0 to 1", "0-100": "0 to 100", "0-2": "0 to 2"}
 
 
 def audits(found: AuditResult, shown: frozenset[int] = frozenset()) -> str:
@@ -46,12 +48,15 @@ def _opening(found: AuditResult) -> str:
     if accuracy is not None:
         low, high = found.classified.interval or (0.0, 1.0)
         right += f" (95 %: {100 * low:.1f} to {100 * high:.1f}); every figure below is to be read beside that."
-    given = ", ".join(f"{count} as {name}" for name, count in cases.items())
+    others = [f"{count} {OTHERS.get(name, name)}" for name, count in cases.items() if name != "cases"]
+    beside = f", with {' and '.join(others)} for metrics that need them" if others else ""
+    warned = "".join(f'<p class="notice">{text(each)}</p>' for each in found.warnings())
+    seed = text(found.facts.get("seed"))
     return (
-        f"<p>{len(found.cases)} cases were audited ({text(given)}; seed {text(found.facts.get('seed'))}). {right} "
-        "An interval says how far a figure would move with other prototypes of this kind, or with other cases of this "
-        "kind; it says nothing about another training of the model, nor about data of another kind. The model was not "
-        "changed by the audit.</p>"
+        f"{warned}<p>{len(found.cases)} cases were audited{text(beside)} (seed {seed}). {right} "
+        "An interval (95 %) says how far a figure would move with other prototypes of this kind, or with other cases "
+        "of this kind; it says nothing about another training of the model, nor about data of another kind. The model "
+        "was not changed by the audit.</p>"
     )
 
 
@@ -83,11 +88,11 @@ def _table(found: AuditResult, names: list[str]) -> str:
                 interval_strip(score.value, pair, about.unit),
                 span(score.over_prototypes),
                 span(score.over_cases),
-                f"{text(about.unit)}<br><span class='small soft'>{WAY[about.better]}</span>",
+                f"{text(RANGES.get(about.unit, about.unit))}<br><span class='small soft'>{WAY[about.better]}</span>",
             ]
         )
-    head = ["what", "figure", "", "over prototypes", "over cases", "unit"]
-    return table(head, rows, numbers=[1, 3, 4])
+    head = ["what", "figure", "on its scale", "over prototypes", "over cases", "unit"]
+    return table(head, rows, numbers=[1, 3, 4], stack=True)
 
 
 def _details(found: AuditResult, names: list[str], shown: frozenset[int]) -> str:
@@ -101,10 +106,10 @@ def _detail(found: AuditResult, name: str, score: Score, shown: frozenset[int]) 
     about = found.abouts[name]
     lines = [f"<p><b>{text(about.title)}</b>: {text(about.variant)}. Source: {text(about.source)}.</p>"]
     lines += [f'<p class="notice calm">{text(note)}</p>' for note in score.notes]
-    told = [f"{text(what)}: {count}" for what, count in score.counts.items()]
-    told += [f"{text(what)}: {figure(value)}" for what, value in _numbers(score.extras)]
+    told = [f"<li>{text(what)} <b>{count}</b></li>" for what, count in score.counts.items()]
+    told += [f"<li>{text(what)} <b>{figure(value)}</b></li>" for what, value in _numbers(score.extras)]
     if told:
-        lines.append(f'<p class="small">{" · ".join(told)}</p>')
+        lines.append(f'<ul class="counts">{"".join(told)}</ul>')
     if score.per_prototype is not None:
         values = score.per_prototype.double().tolist()
         lines.append(histogram(values, f"{about.title} over prototypes", about.unit))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from protolearn.core.measures import Distance
 from protolearn.explain.decode import decodes_pictures
+from protolearn.explain.described import Characteristics
 from protolearn.explain.draw import NO_PICTURE, View, index_of, origin
 from protolearn.explain.explain import weight_table
 from protolearn.explain.gathered import NEIGHBOURS, Gathered, plain_view
 from protolearn.explain.lettering import number, signed
 from protolearn.explain.page import decoded_beside, image, pair, short, text
 from protolearn.explain.passes import picture_of
+from protolearn.explain.wording import NOTHING
 
 
-def prototypes(known: Gathered) -> str:
-    """Return the prototypes chosen, class by class."""
+def prototypes(known: Gathered, described: Characteristics | None = None) -> str:
+    """Return the prototypes chosen, class by class; with what each is matched for where that was measured."""
     order = known.chosen
     if not order:
         return "<p>No prototype is shown.</p>" if len(known.bank) else ""
@@ -47,12 +49,12 @@ def prototypes(known: Gathered) -> str:
         groups.setdefault(owners[row], []).append(row)
     for owner in sorted(groups, key=lambda o: (o < 0, o)):
         name = short(known.names[owner], 80) if owner >= 0 else "of no single class"
-        cards = "".join(_card(known, row) for row in groups[owner])
+        cards = "".join(_card(known, row, described) for row in groups[owner])
         parts.append(f'<h3>{name}</h3><div class="protos">{cards}</div>')
     return "".join(parts)
 
 
-def _card(known: Gathered, row: int) -> str:
+def _card(known: Gathered, row: int, described: Characteristics | None) -> str:
     key, source = int(known.bank.ids[row]), known.bank.sources[row]
     use = known.found.use
     view, why = plain_view(known.painter, source)
@@ -78,7 +80,12 @@ def _card(known: Gathered, row: int) -> str:
     told = f'<div><h4 id="p{key}">Prototype {key}</h4><div class="small soft">{told_from}{numbers}</div></div>'
     flags = "".join(f"<li>{text(words)}</li>" for words in known.troubles.get(key, []))
     listed = f'<ul class="flags">{flags}</ul>' if flags else ""
-    body = f"{_near(known, row)}{_weights(known, row)}{listed}"
+    words = ""
+    if described is not None and key in described.train.prototypes:
+        said = described.words(key)
+        if said != NOTHING:
+            words = f'<p class="small">{text(said[:1].upper() + said[1:])}.</p>'
+    body = f"{_near(known, row)}{words}{_weights(known, row)}{listed}"
     return f'<article class="proto"><div class="head">{shown}{told}</div>{body}</article>'
 
 

@@ -91,4 +91,6 @@ def _confusion(known: Gathered, scores: ClassificationResult) -> str:
         "said.</caption>"
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+    if sum(min(len(str(name)), 22) for name in known.names) > 40:  # beside a list its last columns would be hidden
+        return matrix + listed
     return f'<div class="two">{matrix}<div>{listed}</div></div>' if listed else matrix
