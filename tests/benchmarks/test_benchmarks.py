@@ -41,7 +41,7 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
             else:
                 assert math.isfinite(row["value"]), row
         assert question["title"] in done.stdout
-    assert len(found) == 12
+    assert len(found) == 13
     assert (results.read_bytes() if results.exists() else None) == before, "a quick run must not replace the results"
 
 
