@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,9 @@ def test_maps_are_finite_or_refused() -> None:
     table[0, 1, 0, 0] = math.nan
     with pytest.raises(DataError, match="prototype row 1 holds NaN in case 0"):
         finite_maps(table)
+    table[0, 1, 0, 0] = math.inf  # an overflow, not a place that could not match
+    with pytest.raises(DataError, match="prototype row 1 holds infinity in case 0"):
+        finite_maps(table)
 
 
 def test_an_adapter_is_checked() -> None:
@@ -78,3 +82,31 @@ def test_an_adapter_is_checked() -> None:
     )
     with pytest.raises(UsageError, match=r"must hold scores \(1, 2\)"):
         wrong.look(torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": torch.zeros(3, 2)}, {"offset": torch.zeros(3)}, {"usable": torch.ones(2) > 0},
+        {"vectors": torch.zeros(2, 4)}, {"ids": [1, 2]},
+    ],
+)  # fmt: skip
+def test_what_an_adapter_says_of_its_prototypes_must_fit(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} must be"):
+        AdaptedSubject(torch.nn.Linear(1, 1), lambda x: x, classes=["a", "b"], ownership=torch.zeros(3, 2), **wrong)
+
+
+def test_what_an_adapter_puts_out_must_fit() -> None:
+    logits, scores = torch.zeros(4, 2), torch.zeros(4, 3)
+
+    def subject(look: Look) -> AdaptedSubject:
+        return AdaptedSubject(torch.nn.Linear(1, 1), lambda _: look, classes=["a", "b"], ownership=torch.zeros(3, 2))
+
+    for wrong in (Look(scores, logits, scores, None, torch.zeros), Look(logits, scores, scores, None, torch.zeros)):
+        with pytest.raises(UsageError, match="must hold scores"):
+            subject(wrong).look(torch.zeros(4, 1))
+    turned = subject(Look(logits, logits, scores, None, lambda part: torch.zeros(4, 3, 2)[part]))
+    with pytest.raises(UsageError, match=r"a ledger must be \(b, C, P\) = \(4, 2, 3\), got \(4, 3, 2\)"):
+        turned.look(torch.zeros(4, 1)).toward(torch.zeros(4, dtype=torch.long))
+    right = subject(Look(logits, logits, scores, None, lambda part: torch.ones(4, 2, 3)[part]))
+    assert right.look(torch.zeros(4, 1)).toward(torch.zeros(4, dtype=torch.long)).shape == (4, 3)

@@ -71,17 +71,19 @@ def finite_maps(maps: Tensor) -> Tensor:
     Raises
     ------
     DataError
-        If a map holds NaN: a place cannot be pointed at by it.
+        If a map holds NaN or plus infinity: no place can be pointed at by it.
     """
-    if bool(maps.isnan().any()):
-        case, prototype = (int(v) for v in maps.isnan().flatten(2).any(2).nonzero()[0])
-        raise DataError(
-            f"the similarity map of prototype row {prototype} holds NaN in case {case} of the batch: the model's "
-            "weights or the input are damaged"
-        )
     real = torch.isfinite(maps)
     if bool(real.all()):
         return maps
+    lost = maps.isnan() | maps.isposinf()
+    if bool(lost.any()):
+        case, prototype = (int(v) for v in lost.flatten(2).any(2).nonzero()[0])
+        what = "NaN" if bool(maps[case, prototype].isnan().any()) else "infinity"
+        raise DataError(
+            f"the similarity map of prototype row {prototype} holds {what} in case {case} of the batch: the model's "
+            "weights or the input are damaged"
+        )
     lowest = maps.masked_fill(~real, float("inf")).flatten(2).amin(2)
     lowest = torch.where(torch.isfinite(lowest), lowest, 0.0)[..., None, None]
     return torch.where(real, maps, lowest)

@@ -250,6 +250,13 @@ class AdaptedSubject(Subject):
         count = len(ownership)
         if ownership.ndim != 2 or ownership.shape[1] != len(classes):
             raise UsageError(f"ownership must be (P, C) with C = {len(classes)} classes, got {tuple(ownership.shape)}")
+        size = {"P": count, "C": len(classes)}
+        for what, given, wanted in (("weights", weights, "CP"), ("offset", offset, "C"), ("usable", usable, "P")):
+            if given is not None and tuple(given.shape) != tuple(size[side] for side in wanted):
+                raise UsageError(f"{what} must be ({', '.join(wanted)}) with {size}, got {tuple(given.shape)}")
+        for what, number in (("vectors", vectors), ("ids", ids)):
+            if number is not None and len(number) != count:
+                raise UsageError(f"{what} must be {count}, one for each prototype, got {len(number)}")
         self.module, self._look, self.name = module, look, name
         self.classes = tuple(map(str, classes))
         self.ownership, self.weights, self.vectors = ownership, weights, vectors
@@ -261,18 +268,27 @@ class AdaptedSubject(Subject):
     def look(self, inputs: Tensor, *, maps: bool = True) -> Look:
         """Return what the function says of a batch of inputs, checked for shape."""
         found = self._look(inputs)
-        wanted = (len(inputs), len(self.ids))
-        if tuple(found.scores.shape) != wanted or len(found.logits) != len(inputs):
+        wanted, scored = (len(inputs), len(self.ids)), (len(inputs), len(self.classes))
+        shapes = tuple(tuple(each.shape) for each in (found.scores, found.logits, found.probabilities))
+        if shapes != (wanted, scored, scored):
             raise UsageError(
-                f"a look at {len(inputs)} inputs must hold scores {wanted} and logits "
-                f"({len(inputs)}, {len(self.classes)}), got {tuple(found.scores.shape)} and {tuple(found.logits.shape)}"
+                f"a look at {len(inputs)} inputs must hold scores {wanted}, logits and probabilities {scored}, got "
+                f"{', '.join(map(str, shapes))}"
             )
         maps_found = found.maps
         if maps_found is not None:
             if tuple(maps_found.shape[:2]) != wanted or maps_found.ndim != 4:
                 raise UsageError(f"maps must be (B, P, h, w) = {wanted} and places, got {tuple(maps_found.shape)}")
             maps_found = finite_maps(maps_found)
-        return Look(found.logits, found.probabilities, settled(found.scores), maps_found, found.ledger, found.output)
+
+        def ledger(part: slice) -> Tensor:
+            table = found.ledger(part)
+            asked = (len(range(*part.indices(len(inputs)))), len(self.classes), len(self.ids))
+            if tuple(table.shape) != asked:
+                raise UsageError(f"a ledger must be (b, C, P) = {asked}, got {tuple(table.shape)}")
+            return table
+
+        return Look(found.logits, found.probabilities, settled(found.scores), maps_found, ledger, found.output)
 
 
 def subject_of(model: Any) -> Subject:
