@@ -246,3 +246,13 @@ def test_few_large_pictures_at_once_on_a_processor() -> None:
     assert (per_call(large, None), per_call(small, None), per_call(small[:0], None)) == (6, 64, 64)
     assert per_call(large, 50) == 50
     assert per_call(torch.zeros(1, 3, 4096, 4096), None) == 1
+
+
+def test_a_key_point_on_the_border_is_in_the_picture(model: PrototypeModel, cases: Any) -> None:
+    width, height = cases.picture(0).size
+    points = np.array([[0, 0, 1], [width, height, 1], [width + 0.9, 2, 1], [-0.5, 2, 1], [width, 2, 0]], dtype=float)
+    held = cases.with_annotations({cases.ids[0]: Annotation(points=points, point_names=tuple("abcde"))})
+    marks = marks_of(held, [0], [(width, height)], (32, 32), model.encoder.preprocess, tuple("abcde"), objects=False)
+    assert marks.visible.tolist() == [[True, True, True, True, False]]
+    assert torch.allclose(marks.points[0, 1:4], torch.tensor([[1, 1], [1, 2 / height], [0, 2 / height]]), atol=1e-3)
+    assert bool((marks.points[0, :4] < 1).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from protolearn.structures import Box
 
 SLACK = 1.0
 """Pixels by which a key point may lie outside its picture: annotators click on the edge."""
+
+INSIDE = 1e-3
+"""Pixels from the far border at which such a key point is put, since the border itself belongs to no pixel."""
 
 
 def parts_of(cases: Any) -> tuple[str, ...]:
@@ -82,6 +86,7 @@ def marks_of(
         if annotation is None or extent is None:
             continue
         checked(annotation, extent, str(cases.ids[i]))
+        annotation = _on_the_edge(annotation, extent)
         window = preprocess.window(extent) if hasattr(preprocess, "window") else Box(0.0, 0.0, *map(float, extent))
         seen = moved(annotation, window, size)
         names = seen.point_names or tuple(f"part {k + 1}" for k in range(len(seen.points)))
@@ -114,6 +119,17 @@ def checked(annotation: Annotation, extent: tuple[int, int], case: str) -> None:
             f"{case}: the key point {name!r} lies at ({x[k]:.0f}, {y[k]:.0f}), outside the picture of {width} x "
             f"{height} pixels: give key points in pixels of these very pictures, or mark it as not visible"
         )
+
+
+def _on_the_edge(annotation: Annotation, extent: tuple[int, int]) -> Annotation:
+    """Return marks in which key points on the border, or as far outside as is let pass, lie in the border's pixels."""
+    if not len(annotation.points):
+        return annotation
+    points = annotation.points.astype(np.float64)
+    points[:, :2] = np.where(
+        points[:, 2:] > 0, points[:, :2].clip(0.0, np.array(extent, dtype=np.float64) - INSIDE), points[:, :2]
+    )
+    return replace(annotation, points=points)
 
 
 def _region(seen: Annotation, size: tuple[int, int]) -> np.ndarray | None:
