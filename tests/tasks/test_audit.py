@@ -256,3 +256,17 @@ def test_a_key_point_on_the_border_is_in_the_picture(model: PrototypeModel, case
     assert marks.visible.tolist() == [[True, True, True, True, False]]
     assert torch.allclose(marks.points[0, 1:4], torch.tensor([[1, 1], [1, 2 / height], [0, 2 / height]]), atol=1e-3)
     assert bool((marks.points[0, :4] < 1).all())
+
+
+def test_the_order_of_cases_changes_no_figure(model: PrototypeModel, cases: Any) -> None:
+    """Nor does it change what is said of a case; intervals draw cases by their place, and so differ a little."""
+    order = np.random.default_rng(0).permutation(len(cases))
+    first = audit(model, cases, cases, metrics="quick", shifted=cases)
+    other = audit(model, cases.subset(order), cases.subset(order[::-1]), metrics="quick", shifted=cases.subset(order))
+    for name in first:
+        values = [float("nan") if each[name].value is None else each[name].value for each in (first, other)]
+        assert values[1] == pytest.approx(values[0], rel=1e-4, abs=1e-5, nan_ok=True), name
+        assert other[name].counts == first[name].counts, name
+        each = first[name].per_case
+        if each is not None:
+            assert torch.allclose(other[name].per_case, each[order], rtol=1e-4, atol=1e-5, equal_nan=True), name

@@ -96,6 +96,8 @@ class Seen:
         What people marked.
     noisy : tuple of Look
         The same cases under noise, one look for each draw; empty where no metric asked for it.
+    ids : tuple of str
+        Of the cases; empty where nobody gave them names.
     """
 
     part: str
@@ -105,6 +107,7 @@ class Seen:
     look: Look
     marks: Marks
     noisy: tuple[Look, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

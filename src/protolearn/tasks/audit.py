@@ -266,6 +266,7 @@ class _Desk:
                 look=look,
                 marks=marks.to(where),
                 noisy=tuple(self._noisy(inputs, ids, "maps" in needs)) if noisy else (),
+                ids=tuple(ids),
             )
 
     def _noisy(self, inputs: Tensor, ids: Sequence[str], maps: bool) -> Iterator[Look]:

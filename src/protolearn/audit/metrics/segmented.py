@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -92,10 +93,14 @@ class SegmentStability(HitStability, AreaHits):
         super().start(setting)
         self._root = int(torch.randint(2**40, (), generator=setting.generator))
 
+    def _seed(self, draw: int, case: str) -> int:
+        digest = hashlib.blake2b(f"{self._root}/{draw}/{case}".encode(), digest_size=7).digest()
+        return int.from_bytes(digest, "big")
+
     def noisy(self, seen: Seen) -> Iterator[Look]:
-        """Yield looks under noise that depends on the seed, the draw and the case alone, not on the batch."""
-        subject, cases = self.setting.subject, self.setting.counts.get(seen.part, 0)
+        """Yield looks under noise that depends on the seed, the draw and the case alone, not on batch or order."""
+        subject = self.setting.subject
         for draw in range(self.setting.draws):
-            seeds = [self._root + draw * cases + index for index in seen.indices.tolist()]
+            seeds = [self._seed(draw, case) for case in seen.ids or map(str, seen.indices.tolist())]
             with subject.looking():
                 yield subject.look(disturb_each(seen.inputs, seeds, std=self.std, limit=float("inf")))
