@@ -109,6 +109,6 @@ def _known(found: Discovery) -> str:
         if not each.new
     ]
     head = ["known class", "labelled", "unlabelled cases in it", "clear", "stable"]
-    body = table(head, rows, numbers=range(1, 5))
+    body = table(head, rows, numbers=range(1, 5), stack=True)
     folded = body if len(rows) <= 20 else f"<details><summary>All {len(rows)} known classes</summary>{body}</details>"
     return f"<h3>Known classes</h3>{folded}"

@@ -65,7 +65,7 @@ def _sets(found: OODResult) -> str:
         "Error: the least mean share that goes wrong of both kinds, over all thresholds. Accepted: at or above the "
         "model's own threshold. Intervals are over cases, not over trainings."
     )
-    body = table(head, rows, numbers=range(3, 12))
+    body = table(head, rows, numbers=range(3, 12), stack=True)
     folded = body if len(rows) <= 12 else f"<details><summary>All {len(rows)} rows</summary>{body}</details>"
     return f'<h3>Every set</h3>{folded}<p class="small soft">{words}</p>'
 
