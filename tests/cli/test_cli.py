@@ -684,7 +684,16 @@ def test_audit(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path)
     found = json.loads(capsys.readouterr().out)
     assert set(found["metrics"]) == {"consistency", "stability"}
     assert found["facts"]["key_points"] == ["middle"]
+    command = ["audit", str(folder), "digits", "--metrics", "pac,shift_agreement", "--shifted", "digits", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)["metrics"]
+    assert found["pac"]["value"] == pytest.approx(1.0, abs=1e-6)  # no shift at all
+    others = tmp_path / "others"
+    (others / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(others / "a" / "0.png")
     for wrong, code, words in (
+        (["audit", str(folder), "digits", "--metrics", "pac", "--shifted", str(others)], 1, "judged cases, first"),
+        (["audit", str(folder), "digits", "--metrics", "pac"], 2, "(shifted=, --shifted)"),
         (["audit"], 2, "takes the folder of a model"),
         (["audit", str(folder), "digits", "--metrics", "stabilty"], 2, "did you mean 'stability'"),
         (["audit", str(folder), "digits", "--metrics", "consistency"], 2, "without it, look at"),

@@ -22,10 +22,10 @@ NEEDS: dict[str, str] = {
     "objects": "object masks or boxes in the pictures",
     "weights": "a head that gives each prototype a weight",
     "vectors": "prototypes that are vectors",
-    "train": "the training cases (train=)",
-    "outside": "cases of none of the model's classes (outside=)",
-    "shifted": "the same cases under shift, in the same order (shifted=)",
-    "twin": "a second model, trained with another seed (twin=)",
+    "train": "the training cases (train=; DATA on the command line)",
+    "outside": "cases of none of the model's classes (outside=, --outside)",
+    "shifted": "the same cases under shift, in the same order (shifted=, --shifted)",
+    "twin": "a second model, trained with another seed (twin=, --twin)",
 }
 """What a metric may need, and how a person gives it."""
 

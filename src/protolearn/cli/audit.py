@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protolearn.cli.shared import check_positive, listed, parts, say, say_json, the_model, with_marks
-from protolearn.errors import UsageError
+from protolearn.errors import DataError, UsageError, nearest_names
+
+if TYPE_CHECKING:
+    from protolearn.data import Cases
 
 
 def run_audit(args: Any) -> int:
@@ -29,12 +32,14 @@ def run_audit(args: Any) -> int:
     if args.marks:
         train, test = with_marks(train, test, args.marks)
     wanted = args.metrics if args.metrics in (ALL, QUICK) else listed(args.metrics)
+    judged = train if test is None else test
     found = audit(
         model,
-        train if test is None else test,
+        judged,
         train,
         metrics=wanted,
         outside=None if args.outside is None else load_cases(args.outside, labelled=False),
+        shifted=None if args.shifted is None else _again(judged, load_cases(args.shifted, labelled=False)),
         twin=None if args.twin is None else the_model(args.twin, args.device),
         seed=args.seed,
         draws=args.draws,
@@ -51,3 +56,15 @@ def run_audit(args: Any) -> int:
     if files:
         say(f"{files[0]}: open it in a browser; {len(files)} files in {args.out}/", args.quiet)
     return 0
+
+
+def _again(judged: Cases, shifted: Cases) -> Cases:
+    """Return the judged cases as they are in other data, in their order."""
+    place = {case: i for i, case in enumerate(shifted.ids)}
+    lost = [case for case in judged.ids if case not in place]
+    if lost:
+        raise DataError(
+            f"{shifted.name} lacks {len(lost)} of the {len(judged)} judged cases, first {lost[0]!r}: give the same "
+            f"files under a shift, by the same names; {nearest_names(lost[0], list(place)[:2000])}"
+        )
+    return shifted.subset([place[case] for case in judged.ids])

@@ -218,6 +218,7 @@ def _audit(parser: Any) -> None:
         "--marks", nargs="+", metavar="FILE", help="tables of key points or boxes, or one folder of masks"
     )
     parser.add_argument("--outside", metavar="DATA", help="data of none of the model's classes, for its refusals")
+    parser.add_argument("--shifted", metavar="DATA", help="the judged cases under a shift, by the same ids")
     parser.add_argument("--twin", metavar="MODEL", help="the same model trained with another seed")
     parser.add_argument("--draws", type=int, default=1, help="of noise for each case (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of noise, baselines and resampling (default: 0)")
