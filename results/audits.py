@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import ROOT, data_folder, load, made, make_encoder
 
 from protolearn.audit.metric import METRICS, make_metric
@@ -29,12 +30,30 @@ from protolearn.audit.subject import subject_of
 from protolearn.core.model import PrototypeModel
 from protolearn.data import Annotation, arrays
 from protolearn.data.cases import Cases
+from protolearn.explain.passes import inputs_over
 from protolearn.methods import get_method
 from protolearn.tasks.audit import audit
+from protolearn.tasks.audit_marks import marks_of
 from protolearn.training.fit import fit
 from protolearn.training.record import TrainingWarning
 
 SIZE = 224
+LONG = object()
+BESIDE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "pointing_game": (("own maps of prototypes", ("own maps, mean over prototypes",)),),
+    "oirr": (("own maps of prototypes", ("own maps, mean over prototypes",)),),
+    "purity": (("patches at random places", ("purity of patches at random places",)),),
+    "keypoint_nmi": (("key points dealt at random", ("key points dealt at random",)),),
+    "continuity": (("regions laid at random", ("overlap of two regions laid at random",)),),
+    "cross_run_stability": (
+        ("the second model shuffled", ("Jaccard index if the second model's cases were shuffled",)),
+    ),
+    "ood_abstention": (("AUROC", ("AUROC",)),),
+    "deletion": (("cells at random, less this", ("zero", "random cells less salient first")),),
+    "insertion": (("this, less cells at random", ("zero", "salient first less random cells")),),
+    "prototype_faithfulness": (("a cell at random", ("a cell at random", "Pearson correlation")),),
+}
+"""Rows of the table that stand beside a metric: words, and where the figure is among its extras."""
 METHODS = (
     "protopnet", "pipnet", "eval-protopnet", "prototree", "cbc", "st-protopnet",
 )  # fmt: skip
@@ -86,16 +105,39 @@ def plain(found: AuditResult) -> dict[str, Any]:
     kept = found.to_dict()
     for entry in kept["metrics"].values():
         del entry["per_case"], entry["per_prototype"], entry["variant"], entry["source"], entry["title"]
-        entry["extras"] = {k: v for k, v in entry["extras"].items() if short(v)}
+        entry["extras"] = small(entry["extras"])
     return {"metrics": kept["metrics"], "refused": kept["refused"], "facts": kept["facts"],
             "accuracy": found.classified.accuracy, "interval": found.classified.interval}  # fmt: skip
 
 
-def short(value: Any) -> bool:
-    """Say whether an extra is a figure, a word, or a small table of them."""
+def small(value: Any) -> Any:
+    """Return an extra without what is long: figures, words, pairs, and tables of them."""
     if isinstance(value, dict):
-        return len(value) <= 12 and all(short(v) for v in value.values())
-    return isinstance(value, int | float | str) or value is None or (isinstance(value, list) and len(value) == 2)
+        kept = {key: small(inner) for key, inner in value.items() if len(value) <= 20}
+        return {key: inner for key, inner in kept.items() if inner is not LONG}
+    if isinstance(value, int | float | str) or value is None or (isinstance(value, list) and len(value) == 2):
+        return value
+    return LONG
+
+
+@torch.no_grad()
+def encoder_alone(name: str) -> dict[str, float]:
+    """Return where the encoder's own map is strong, whatever the prototypes: the length of its tokens, by place."""
+    cases, encoder = marked(name, "test"), make_encoder(layer="final", size=SIZE).eval()
+    found: list[list[float]] = []
+    for indices, inputs, sizes in inputs_over(cases, encoder.preprocess, batch_size=16):
+        tokens = encoder(inputs)
+        lengths = tokens.values.norm(dim=2).unflatten(1, tokens.grid)
+        marks = marks_of(cases, indices, sizes, (SIZE, SIZE), encoder.preprocess, (), objects=True)
+        share = torch.nn.functional.adaptive_avg_pool2d(marks.objects.float().unsqueeze(1), tokens.grid).squeeze(1)
+        for length, object_share in zip(lengths, share, strict=True):
+            on = object_share >= 0.5
+            if on.any() and not on.all():
+                corners = length[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
+                best = on.flatten()[length.argmax()]
+                found.append([float(v) for v in (best, length[on].mean(), length[~on].mean(), corners)])
+    words = ("strongest cell on the object", "length on the object", "length off it", "length in the corners")
+    return {"cases": len(found), **dict(zip(words, np.mean(found, 0).tolist(), strict=True))}
 
 
 def once(slug: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -146,8 +188,29 @@ def table(receipt: dict[str, Any]) -> str:
                 better = found["better"] if found else better
                 cells.append("" if found is None else cell(found))
             lines.append(f"| {metric} | {better} | {' | '.join(cells)} |")
+            for words, path in BESIDE.get(metric, ()):
+                cells = [beside(entry["metrics"].get(metric), path) for entry in entries.values()]
+                lines.append(f"| *- {words}* | | {' | '.join(cells)} |")
+        alone = receipt["encoder"][name]
+        told = (
+            f"The encoder alone, {alone['cases']} pictures: its strongest cell lies on the object in "
+            f"{100 * alone['strongest cell on the object']:.0f} %; mean length of a token on the object "
+            f"{alone['length on the object']:.1f}, off it {alone['length off it']:.1f}, in the corners "
+            f"{alone['length in the corners']:.1f}."
+        )
+        lines += ["", told]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def beside(found: dict[str, Any] | None, path: tuple[str, ...]) -> str:
+    """Return a figure among a metric's extras, with the interval that stands by it, if there is one."""
+    inner: Any = {} if found is None else found["extras"]
+    for key in path[:-1]:
+        inner = inner.get(key, {})
+    value, pair = inner.get(path[-1]), inner.get(f"{path[-1]}, interval over cases")
+    span = "" if pair is None else f" ({figure(pair[0], 2)} to {figure(pair[1], 2)})"
+    return "" if value is None else f"{figure(value, 2)}{span}"
 
 
 def cell(found: dict[str, Any]) -> str:
@@ -174,6 +237,8 @@ def main() -> None:
         else {"made": made("python results/audits.py"), "sets": {}}
     )
     if not args.table:
+        for name in args.sets:
+            receipt.setdefault("encoder", {})[name] = encoder_alone(name)
         for slug in args.only:
             for name in args.sets:
                 entries = receipt["sets"].setdefault(name, {})
