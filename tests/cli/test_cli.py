@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ QUICK = [
     "--protopnet.dim=8", "--protopnet.encoder_rate", "null", "--protopnet.warm_epochs", "1",
     "--protopnet.project_at", "[1]", "--protopnet.last_layer_epochs", "1",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let an interrupt arrive, as in a terminal: what a shell starts in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -483,6 +492,16 @@ def test_a_class_with_one_picture_and_shared_pictures_are_warned_of(
 def test_an_unseen_class_is_refused(capsys: pytest.CaptureFixture[str], photos: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other", "walrus/a.png")
     Told(capsys, "train", photos, "--test", other, "--out", tmp_path / "m", *QUICK).failed(1, "walrus")
+
+
+def test_debug_shows_the_traceback_where_interrupts_are_ignored(folder: Path) -> None:
+    """As under nohup: the error comes through, and nothing is made of the signals."""
+    from protolearn.errors import ModelFileError
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(ModelFileError):
+        main(["verify", str(folder / "none"), "digits", "--debug"])
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_debug_shows_the_traceback(folder: Path) -> None:

@@ -101,24 +101,22 @@ def _interrupted(arguments: list[str]) -> int:
 @contextlib.contextmanager
 def _noting_interrupts(noted: list[int]) -> Iterator[None]:
     """Remember an interrupt even if a library turns it into something else on the way."""
-    try:
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.default_int_handler:
-            yield
-            return
 
-        def note(number: int, _: Any) -> None:
-            noted.append(number)
-            raise KeyboardInterrupt
+    def note(number: int, _: Any) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
 
-        signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        try:
+            signal.signal(signal.SIGINT, note)
+        except ValueError:  # not the main thread: signals are somebody else's
+            ours = False
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
