@@ -202,6 +202,10 @@ def test_what_cannot_be_estimated_says_why() -> None:
         estimate_classes(values, none, generator=generator(), criterion="gap")  # type: ignore[arg-type]
     edge = estimate_classes(values, none, generator=generator(), criterion="silhouette", high=7)
     assert edge.count == 7 and "search farther" in edge.notes[0]
+    few = values[truth < 4]
+    known = torch.where(torch.arange(len(few)) % 2 == 0, truth[truth < 4], -1)
+    settled = estimate_classes(few, known, generator=generator())
+    assert settled.count == settled.low == 4 and not settled.notes  # no number below that of the known can be right
 
 
 def test_no_number_is_tried_twice_and_ties_go_to_the_smaller() -> None:

@@ -94,7 +94,8 @@ def estimate_classes(
             f"where unlabelled cases are of new classes only, {criterion} says nothing about them: use 'silhouette'"
         )
     beside = len(known) if apart and criterion == "silhouette" else 0
-    low = max(2, len(known) + apart) + (beside and 1) if low is None else low
+    fewest = max(2, len(known) + apart) + (beside and 1)  # no class fewer than are known
+    low = fewest if low is None else low
     most = len(values) - 1 if criterion in ("accuracy", "hidden_classes") else free - 1 + beside
     high = min(max(30, 4 * len(known)), most) if high is None else high
     if not max(2, beside + 2) <= low <= high <= most:
@@ -105,7 +106,7 @@ def estimate_classes(
     curve = search(judge, low, high)
     best = max(curve, key=lambda k: (curve[k], -k))
     notes = []
-    if best in (low, high) and low < high:
+    if low < high and (best == high or best == low > fewest):
         notes.append(f"the estimate {best} lies at the end of what was searched ({low} to {high}): search farther")
     if criterion == "silhouette" and free > SILHOUETTES:
         notes.append(f"silhouettes are means over {SILHOUETTES} of {free} unlabelled cases, drawn once")
